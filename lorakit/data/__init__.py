@@ -1,0 +1,1 @@
+"""From rows to batches: reading files, tokenising, ordering, padding."""
