@@ -1,5 +1,6 @@
 """The three kinds of row that a task can yield; `encode` turns each into token ids."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -38,3 +39,38 @@ class ChatRow:
 
 
 Row = TextRow | CompletionRow | ChatRow
+
+
+def distinct_prompts(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
+    """What is to be generated: one row per distinct prompt, in first-seen order, with all references of that prompt.
+
+    Args:
+        rows: Completions, whose targets are the references; or conversations, of which a last turn of the assistant is
+            the reference and all before it the prompt.
+
+    Returns:
+        The first row of each prompt, and its references without surrounding white space; none where no row has one.
+    """
+    grouped: dict[Hashable, tuple[Row, list[str]]] = {}
+    for row in rows:
+        prompt, reference = _parts(row)
+        references = grouped.setdefault(prompt, (row, []))[1]
+        if reference is not None:
+            references.append(reference.strip())
+    return list(grouped.values())
+
+
+def prompt_of(row: Row) -> Hashable:
+    """What a row asks to be continued; equal for rows that are references of one another."""
+    return _parts(row)[0]
+
+
+def _parts(row: Row) -> tuple[Hashable, str | None]:
+    """A row's prompt, and its reference if it has one."""
+    if isinstance(row, CompletionRow):
+        return row.prompt, row.target
+    assert isinstance(row, ChatRow), "text rows have no prompt"
+    turns = [(message["role"], message["content"]) for message in row.messages]
+    if turns and turns[-1][0] == "assistant":
+        return tuple(turns[:-1]), turns[-1][1]
+    return tuple(turns), None

@@ -1,0 +1,21 @@
+"""Full fine-tuning: every parameter of the base is trained, in float32."""
+
+from typing import Literal
+
+from torch import nn
+
+from lorakit.arch import Architecture
+from lorakit.methods.base import Coverage, Method
+from lorakit.surgery import canonical, release
+
+
+class Full(Method):
+    """Full fine-tuning, the paper's first baseline (FT). The checkpoint holds every parameter."""
+
+    name: Literal["full"] = "full"
+
+    def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
+        """Release every parameter."""
+        for parameter in model.parameters():
+            release(parameter)
+        return {"all": [canonical(name) for name, _ in model.named_parameters()]}

@@ -1,0 +1,371 @@
+"""The base model of a recipe: its config, tokenizer and weights, the task's head, and the methods applied to it."""
+
+import difflib
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorakit.arch import Architecture, architecture, max_tokens
+from lorakit.bases import Located, locate
+from lorakit.errors import ModelError, RecipeError
+from lorakit.runtime import derive
+from lorakit.section import Section
+from lorakit.weights import fingerprint, model_entries
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lorakit.methods.base import Coverage, Method
+    from lorakit.tasks.base import Kind
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_LEGACY = {"gamma": "weight", "beta": "bias"}
+
+
+class Base(Section):
+    """The frozen model that a method adapts."""
+
+    base: str
+    """Hub id, directory, path.gguf, package:MODULE/sub/dir or package:MODULE/file.gguf."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    dtype: Dtype = "auto"
+    """Of the frozen weights; auto: the files' own on CUDA, float32 on CPU."""
+    overrides: dict[str, bool | int | float | str] = {}
+    """Fields of the base's own config, e.g. {attn_pdrop: 0.0}; an unknown one is an error."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base."""
+
+    def locate(self) -> Located:
+        """The base as a local directory; downloads or converts when needed."""
+        return locate(self.base, self.revision, self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the task asks of the model.
+
+    Args:
+        kind: classification and regression put a head on the body, generation uses the language-model head.
+        labels: Class names by index.
+    """
+
+    kind: "Kind"
+    labels: tuple[str, ...] = ()
+
+
+@dataclass
+class Prepared:
+    """A base with its head and methods, ready to train, evaluate or merge.
+
+    Args:
+        model: In eval mode; frozen but for the head and what the methods train.
+        tokenizer: Of the base, with a padding token.
+        row: The architecture.
+        located: Where the base is.
+        methods: Resolved for the architecture.
+        coverage: What each method's targets matched.
+        file_names: Canonical parameter name → its name in the base's files, for those that are there.
+    """
+
+    model: Any
+    tokenizer: Any
+    row: Architecture
+    located: Located
+    methods: "list[Method]"
+    coverage: "list[Coverage]"
+    file_names: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest input the model has positions for."""
+        return max_tokens(self.model.config)
+
+    def fingerprint(self) -> str:
+        """Hash of the base's tensors that this adapter changes or replaces; of all, where it only adds new ones."""
+        changed = [self.file_names[name] for name in adapted_names(self.model) if name in self.file_names]
+        return fingerprint(model_entries(self.located.directory), changed or self.file_names.values())
+
+
+def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, skeleton: bool = False) -> Prepared:
+    """Load a base, give it the task's head, freeze it and apply the methods.
+
+    Args:
+        base: The recipe's model section.
+        methods: Applied in order; none leaves the bare base.
+        head: What the task needs.
+        seed: For the head and the adapters.
+        skeleton: Build on the meta device: structure and names without weights.
+
+    Raises:
+        ModelError: The base is missing or does not fit the task.
+        RecipeError: A target or an option does not fit the model.
+    """
+    located = base.locate()
+    entries = model_entries(located.directory)
+    config = load_config(base, located, head)
+    row = architecture(config)
+    if head.kind == "generation" and not row.decoder:
+        raise ModelError(f"model.base: {base.base}: a {row.model_type} model cannot generate; the task needs a decoder")
+    tokenizer = load_tokenizer(located, base.trust_remote_code)
+    if head.kind != "generation" and config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id  # a decoder's head reads the last token that is no padding
+    if skeleton:
+        model = _skeleton(base, config, head)
+        file_names = _file_names(model, entries)
+        new = {name for name in _absent(model, file_names) if not _in_body(model, name)}  # renamed, if in the body
+    else:
+        model, new = _load(base, config, located, head)
+        file_names = _file_names(model, entries)
+        _check_new(model, located, head, new)
+    unknown = _absent(model, file_names) - new
+    coverage = attach(model, row, methods, head, new, seed)
+    _check_names(model, located, unknown)
+    return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names)
+
+
+def attach(
+    model: "nn.Module", row: Architecture, methods: "Sequence[Method]", head: Head, new: Collection[str], seed: int
+) -> "list[Coverage]":
+    """Freeze a model, release and initialise the task's head, and apply the methods; leaves it in eval mode.
+
+    Args:
+        model: With the base's weights, or on the meta device.
+        row: Its architecture.
+        methods: Applied in order.
+        head: What the task needs.
+        new: Parameters that the base's files lack.
+        seed: For the head and the adapters.
+
+    Raises:
+        RecipeError: A target or an option does not fit the model.
+    """
+    from lorakit.surgery import even_norms, freeze
+
+    freeze(model)
+    if head.kind != "generation":
+        _prepare_head(model, row, new, seed)
+    coverage = [method.apply(model, row, seed) for method in methods]
+    even_norms(model)
+    model.eval()
+    return coverage
+
+
+def load_config(base: Base, located: Located, head: Head) -> Any:
+    """The base's config with the recipe's overrides and the task's labels.
+
+    Raises:
+        ModelError: There is no readable config.
+        RecipeError: An override names a field that the config does not have.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(located.directory, trust_remote_code=base.trust_remote_code)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ModelError(f"model.base: {base.base}: unreadable config: {_one_line(error)}") from error
+    _override(config, base.overrides)
+    if head.kind != "generation":
+        config.num_labels = len(head.labels)
+        config.id2label = dict(enumerate(head.labels))
+        config.label2id = {label: index for index, label in enumerate(head.labels)}
+        config.problem_type = "regression" if head.kind == "regression" else "single_label_classification"
+    return config
+
+
+def _override(config: Any, overrides: Mapping[str, bool | int | float | str]) -> None:
+    from huggingface_hub.errors import StrictDataclassError
+
+    fields = [*(name for name in config.to_dict() if not name.startswith("_")), *config.attribute_map]
+    problems = []
+    for name, value in overrides.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            problems.append(f"model.overrides.{name}: this {config.model_type} model's config has no such field{hint}")
+            continue
+        try:
+            setattr(config, name, value)
+        except StrictDataclassError as error:
+            problems.append(f"model.overrides.{name}: {_one_line(error)}")
+    if problems:
+        raise RecipeError(*problems)
+
+
+def load_tokenizer(located: Located, trust_remote_code: bool = False) -> Any:
+    """The base's tokenizer; one without a padding token pads with its end-of-sequence token (masked anyway).
+
+    Raises:
+        ModelError: There is none that can be read, or it has neither of the two tokens.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(located.directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model.base: {located.name}: no readable tokenizer: {_one_line(error)}") from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ModelError(f"model.base: {located.name}: its tokenizer has no padding and no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def torch_dtype(base: Base, directory: Path) -> "torch.dtype":
+    """The dtype of the frozen weights: the recipe's, or the files' own on CUDA and float32 on CPU."""
+    import torch
+
+    if base.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[base.dtype]
+    if not torch.cuda.is_available():
+        return torch.float32
+    sizes = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    found = {sizes[entry.dtype] for entry in model_entries(directory).values() if entry.dtype in sizes}
+    return found.pop() if len(found) == 1 else torch.float32
+
+
+def adapted_names(model: "nn.Module") -> list[str]:
+    """Canonical names of the base's tensors that training changes: adapted weights, and released parameters."""
+    from lorakit.methods.base import Adapted
+    from lorakit.surgery import trainable_parameters
+
+    layers = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Adapted)]
+    return [*layers, *trainable_parameters(model)]
+
+
+def _auto_class(head: Head) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if head.kind == "generation" else AutoModelForSequenceClassification
+
+
+@contextmanager
+def _loading(base: Base, head: Head) -> Iterator[None]:
+    """Without transformers' bars and its report of a new head, and with its refusals in one line."""
+    from transformers.utils import logging as reports
+
+    verbosity = reports.get_verbosity()
+    reports.set_verbosity(logging.ERROR)
+    reports.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"model.base: {base.base}: cannot be loaded for {head.kind}: {_one_line(error)}") from error
+    finally:
+        reports.set_verbosity(verbosity)
+        reports.enable_progress_bar()
+
+
+def _load(base: Base, config: Any, located: Located, head: Head) -> "tuple[nn.Module, set[str]]":
+    """The model with its weights, and the parameters that the files lack."""
+    with _loading(base, head):
+        model, info = _auto_class(head).from_pretrained(
+            located.directory,
+            config=config,
+            dtype=torch_dtype(base, located.directory),
+            trust_remote_code=base.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    if mismatched := [f"{name}: {tuple(a)} in the files, {tuple(b)} needed" for name, a, b in info["mismatched_keys"]]:
+        raise ModelError(
+            f"model.base: {base.base}: its weights do not fit the task's head or the overrides: "
+            f"{'; '.join(sorted(mismatched))}. Name the pre-trained base, or a base with the task's number of classes"
+        )
+    return model, set(info["missing_keys"])
+
+
+def _skeleton(base: Base, config: Any, head: Head) -> "nn.Module":
+    import torch
+
+    with _loading(base, head), torch.device("meta"):
+        model: nn.Module = _auto_class(head).from_config(config, trust_remote_code=base.trust_remote_code)
+    return model
+
+
+def _file_names(model: "nn.Module", in_files: Iterable[str]) -> dict[str, str]:
+    """Parameter name → its name in the files, which may lack the body's prefix or use LayerNorm's old names.
+
+    A tied parameter stands there under each of its names that the files have.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    by_modern_name: dict[str, str] = {}
+    for name in in_files:
+        stem, _, last = name.rpartition(".")
+        by_modern_name[f"{stem}.{_LEGACY.get(last, last)}" if stem else name] = name
+    found = {}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
+            if candidate in by_modern_name:
+                found[name] = by_modern_name[candidate]
+                break
+    return found
+
+
+def _absent(model: "nn.Module", file_names: Mapping[str, str]) -> set[str]:
+    """Parameters of which the files have no tensor under any name known here."""
+    every = model.named_parameters(remove_duplicate=False)
+    there = {id(parameter) for name, parameter in every if name in file_names}
+    return {name for name, parameter in model.named_parameters() if id(parameter) not in there}
+
+
+def _in_body(model: "nn.Module", name: str) -> bool:
+    """Whether a parameter belongs to the pre-trained body; published bodies may lack the pooler."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return name.startswith(f"{prefix}.") and "pooler" not in name.split(".")
+
+
+def _check_new(model: "nn.Module", located: Located, head: Head, new: Iterable[str]) -> None:
+    """What the files lack may be a classification head, never a part of the body or of a language model."""
+    holes = sorted(name for name in new if head.kind == "generation" or _in_body(model, name))
+    if holes:
+        raise ModelError(f"model.base: {located.name}: its files lack {', '.join(holes[:3])} ({len(holes)} in all)")
+
+
+def _check_names(model: "nn.Module", located: Located, unknown: set[str]) -> None:
+    """A tensor that transformers found in the files under a name unknown here can be used, but not changed."""
+    lost = sorted(unknown & set(adapted_names(model)))
+    if lost:
+        raise ModelError(
+            f"model.base: {located.name}: cannot tell which tensors of its files are {', '.join(lost[:3])} "
+            f"({len(lost)} in all), so they could not be merged; leave them out of method.targets"
+        )
+
+
+def _prepare_head(model: "nn.Module", row: Architecture, new: Collection[str], seed: int) -> None:
+    """Release the task's head; initialise what the files lack, from the seed alone.
+
+    Weights N(0, initializer_range²), biases zero, norms one: what transformers does for these heads, but as a function
+    of (seed, name), whatever was drawn before.
+    """
+    from lorakit.surgery import release
+
+    wanted = re.compile(rf"({'|'.join(map(re.escape, row.head))})(\.|$)")
+    for name, parameter in model.named_parameters():
+        if name in new or wanted.match(name):
+            release(parameter)
+        if name in new and not parameter.is_meta:
+            _initialise(name, parameter, float(getattr(model.config, "initializer_range", 0.02)), seed)
+
+
+def _initialise(name: str, parameter: "nn.Parameter", std: float, seed: int) -> None:
+    import torch
+
+    with torch.no_grad():
+        if parameter.ndim > 1:
+            generator = torch.Generator().manual_seed(derive(seed, "head", name))
+            values = torch.empty(parameter.shape).normal_(0, std, generator=generator)
+            parameter.copy_(values)
+        else:
+            parameter.fill_(1.0 if name.lower().endswith("norm.weight") else 0.0)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,96 @@
+"""Opening a model up: replace modules, freeze, and read or write what is trained.
+
+The adapter is, by definition, the trainable parameters; saving and loading are the same for every method and head.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lorakit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WRAPPED = "frozen"
+"""Name under which an adapted layer holds the module that it replaced."""
+
+
+def canonical(name: str) -> str:
+    """A parameter's name as in the untouched model: without the wrapper that holds a replaced module."""
+    return name.replace(f".{WRAPPED}.", ".")
+
+
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` where `path` points."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def freeze(model: nn.Module) -> None:
+    """Let nothing be trained; methods then release what is theirs."""
+    model.requires_grad_(False)
+
+
+def release(parameter: nn.Parameter) -> None:
+    """Let a parameter be trained, in float32: in 16 bits small updates would round away."""
+    if parameter.dtype != torch.float32:
+        parameter.data = parameter.data.float()
+    parameter.requires_grad_(True)
+
+
+def even_norms(model: nn.Module) -> None:
+    """Bring layer norms of which a part is released to float32 as a whole: their CPU kernel takes no mixed weights."""
+    for norm in model.modules():
+        if isinstance(norm, nn.LayerNorm) and any(p.requires_grad for p in norm.parameters()):
+            norm.float()
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by canonical name, in the model's order."""
+    return {canonical(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def trainable_state(model: nn.Module) -> "dict[str, Tensor]":
+    """The adapter: a detached CPU copy of every trainable parameter."""
+    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in trainable_parameters(model).items()}
+
+
+def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str) -> None:
+    """Write an adapter into a model that the same recipe has prepared; meta parameters become real ones.
+
+    Args:
+        model: Prepared by the same methods.
+        state: Canonical name → tensor.
+        source: Where the state came from, for the error.
+
+    Raises:
+        CheckpointError: A name is missing, unexpected, or of another shape; lists them all.
+    """
+    wanted = trainable_parameters(model)
+    problems = [f"{source}: {name} is missing" for name in wanted.keys() - state.keys()]
+    problems += [f"{source}: {name} is not part of this model" for name in state.keys() - wanted.keys()]
+    problems += [
+        f"{source}: {name} has shape {tuple(state[name].shape)}, the recipe makes {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & state.keys()
+        if wanted[name].shape != state[name].shape
+    ]
+    if problems:
+        raise CheckpointError(*sorted(problems))
+    for name, parameter in list(wanted.items()):
+        if parameter.is_meta:
+            _materialise(model, parameter, state[name])
+        else:
+            with torch.no_grad():
+                parameter.copy_(state[name])
+
+
+def _materialise(model: nn.Module, meta: nn.Parameter, value: "Tensor") -> None:
+    """Replace a meta parameter, wherever it is registered, by a real one."""
+    real = nn.Parameter(value.clone())
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is meta:
+                module._parameters[name] = real
