@@ -1,18 +1,24 @@
-"""What every task offers: its rows and its metrics. One class carries both, so that data and scoring cannot drift apart."""
+"""What every task offers: its rows and its metrics. One class carries both, so data and scoring cannot drift apart."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, PositiveInt
 
-from lorakit.data.rows import Row
+from lorakit.data.readers import Record
+from lorakit.data.rows import Row, TextRow, distinct_prompts
+from lorakit.errors import DataError
+from lorakit.metrics import LABEL_METRICS, TEXT_METRICS
 from lorakit.section import Section
 
 Kind = Literal["classification", "regression", "generation"]
 Prediction = int | float | str
 """A class index, a number, or a generated text."""
+Dropped = str
+"""In place of a row: why it was left out."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,12 @@ class Split:
     Args:
         rows: In the order of the file; `limit` already applied.
         dropped: Why rows were left out → how many.
+        revision: The commit that rows from the hub are of; None for files.
     """
 
     rows: Sequence[Row]
     dropped: dict[str, int] = field(default_factory=dict)
+    revision: str | None = None
 
 
 class Task(Section):
@@ -34,8 +42,14 @@ class Task(Section):
     name: str
     max_length: PositiveInt | None = None
     """Tokens per row; null: 512, or what the model has positions for. Truncated rows are counted and reported."""
-    limit: dict[Literal["train", "validation", "validation_mismatched", "test"], PositiveInt] = Field(default_factory=dict)
+    limit: dict[Literal["train", "validation", "validation_mismatched", "test", "test_mismatched"], PositiveInt] = (
+        Field(default_factory=dict)
+    )
     """The first N rows of a split."""
+
+    def resolve(self) -> Self:
+        """The task with what the data decides filled in, so that a run can be rebuilt without its training rows."""
+        return self
 
     @property
     @abstractmethod
@@ -50,12 +64,12 @@ class Task(Section):
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics, the task's own first; all are better when higher, `loss` (always there too) when lower."""
+        """Names of the metrics, the paper's first; higher is better, except for `loss`, which every evaluation has."""
 
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """Splits that this task can have, of train, validation, validation_mismatched, test."""
+        """Splits that this task can have, of train, validation, validation_mismatched, test, test_mismatched."""
 
     @abstractmethod
     def load(self, split: str) -> Split:
@@ -70,10 +84,85 @@ class Task(Section):
         """Made-up rows of this task's kind, for `train --smoke`: offline and deterministic."""
 
     @abstractmethod
-    def score(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The task's metrics, 0 to 1 unless their definition says otherwise.
+    def from_input(self, given: Mapping[str, object] | str, where: str) -> Row:
+        """A row to be predicted, from what a person gave: without label, target or answer.
 
         Args:
-            rows: The rows that were predicted. For generation: one per distinct prompt is predicted, see `prompts`.
-            predictions: One per row, or, for generation, one per distinct prompt in first-seen order.
+            given: The fields of a JSON line, or a plain line.
+            where: File and line, for messages.
+
+        Raises:
+            DataError: A field is missing, unknown or malformed; says which there are.
         """
+
+    def submission(self, split: str, predictions: Sequence[Prediction]) -> tuple[str, str] | None:
+        """(name, content) of the official file with the predictions for a split; None where there is no such format."""
+        return None
+
+    def score(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """The task's metrics, 0 to 1 unless their definition says otherwise; nan where one is undefined.
+
+        Args:
+            rows: The rows that were predicted.
+            predictions: One per row, or, for generation, one per row of `distinct_prompts(rows)`.
+
+        Raises:
+            DataError: A row has no label, or a prompt no reference.
+        """
+        if self.kind == "generation":
+            references = [several for _, several in distinct_prompts(rows)]
+            assert len(references) == len(predictions), f"{len(predictions)} texts for {len(references)} prompts"
+            if not all(references):
+                raise DataError("a prompt has no reference to be scored against; `predict` needs none")
+            return {name: TEXT_METRICS[name](references, [str(text) for text in predictions]) for name in self.metrics}
+        assert len(rows) == len(predictions), f"{len(predictions)} predictions for {len(rows)} rows"
+        labels = [row.label for row in rows if isinstance(row, TextRow) and row.label is not None]
+        if len(labels) < len(rows):
+            raise DataError("these rows have no labels to be scored against; `predict` needs none")
+        return {name: LABEL_METRICS[name](labels, [float(value) for value in predictions]) for name in self.metrics}
+
+    def gather(self, split: str, rows: Iterable[Row | Dropped], revision: str | None = None) -> Split:
+        """Take rows up to `limit`, and count those left out on the way.
+
+        Args:
+            split: Whose limit applies.
+            rows: Read lazily: nothing after the limit is looked at.
+            revision: Of the hub, if they are from there.
+
+        Raises:
+            DataError: No row is left.
+        """
+        most = {str(name): count for name, count in self.limit.items()}.get(split)
+        kept: list[Row] = []
+        dropped: Counter[str] = Counter()
+        for row in rows:
+            if isinstance(row, str):
+                dropped[row] += 1
+            else:
+                kept.append(row)
+            if len(kept) == most:
+                break
+        if not kept:
+            raise DataError(f"{self.name}: no row of the split {split} is left; dropped: {dict(dropped)}")
+        return Split(kept, dict(dropped), revision)
+
+    def require_split(self, split: str) -> None:
+        """Refuse a split that this task does not have.
+
+        Raises:
+            DataError: It is none of `splits`.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.name}: there is no split `{split}`; choose from {', '.join(self.splits)}")
+
+
+def known_fields(given: Mapping[str, object], allowed: Sequence[str], where: str) -> Record:
+    """The fields of a JSON line that a person gave, none of which is unknown.
+
+    Raises:
+        DataError: One is; names the allowed ones.
+    """
+    strangers = [name for name in given if name not in allowed]
+    if strangers:
+        raise DataError(f"{where}: unknown: {', '.join(strangers)}; the fields of this task are {', '.join(allowed)}")
+    return Record(where, given)

@@ -1,0 +1,24 @@
+"""Official metrics by name: of labels, and of generated texts. Each module is one family."""
+
+from collections.abc import Callable, Sequence
+
+from lorakit.metrics.bleu import bleu
+from lorakit.metrics.classification import accuracy, f1, f1_macro, matthews
+from lorakit.metrics.exact_match import exact_match
+from lorakit.metrics.regression import pearson, spearman
+
+LABEL_METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "f1_macro": f1_macro,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+"""(labels, predictions) → value."""
+
+TEXT_METRICS: dict[str, Callable[[Sequence[Sequence[str]], Sequence[str]], float]] = {
+    "exact_match": exact_match,
+    "bleu": bleu,
+}
+"""(references of each prediction, predictions) → value."""

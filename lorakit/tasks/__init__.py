@@ -1,0 +1,9 @@
+"""The tasks: each class reads its official files and scores predictions with its official metrics."""
+
+from lorakit.tasks.base import Task
+from lorakit.tasks.custom import Custom
+from lorakit.tasks.e2e import E2E
+from lorakit.tasks.glue import Glue
+
+TASKS: dict[str, type[Task]] = {"glue": Glue, "e2e": E2E, "custom": Custom}
+"""`task.name` → class."""

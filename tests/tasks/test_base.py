@@ -1,0 +1,65 @@
+import math
+
+import pytest
+
+from lorakit.data.rows import CompletionRow, TextRow
+from lorakit.errors import DataError
+from lorakit.tasks import E2E, TASKS, Glue
+
+
+def test_table_names_are_the_classes_own() -> None:
+    assert {name: section.model_fields["name"].default for name, section in TASKS.items()} == {n: n for n in TASKS}
+
+
+def test_limit_counts_kept_rows_and_reads_no_further() -> None:
+    task = Glue(subset="cola", limit={"train": 2, "test": 1})
+    read = []
+
+    def rows():
+        for item in (TextRow("a"), "broken", TextRow("b"), "broken", TextRow("c")):
+            read.append(item)
+            yield item
+
+    split = task.gather("train", rows())
+    assert [row.text for row in split.rows] == ["a", "b"]
+    assert split.dropped == {"broken": 1}
+    assert len(read) == 3
+
+
+def test_limit_is_of_its_split_alone() -> None:
+    split = Glue(subset="cola", limit={"train": 1}).gather(
+        "validation", iter([TextRow("a"), "x", TextRow("b"), "x"]), "f00"
+    )
+    assert (len(split.rows), split.dropped, split.revision) == (2, {"x": 2}, "f00")
+
+
+def test_no_row_left() -> None:
+    with pytest.raises(DataError, match=r"no row of the split train is left; dropped: \{'broken': 1\}"):
+        Glue(subset="cola").gather("train", iter(["broken"]))
+
+
+def test_unknown_split() -> None:
+    with pytest.raises(DataError, match="no split `validation_mismatched`; choose from train, validation, test"):
+        Glue(subset="cola").load("validation_mismatched")
+
+
+def test_score_has_the_tasks_metrics_in_their_order() -> None:
+    rows = [TextRow("a", "b", label) for label in (1, 1, 0, 0)]
+    assert Glue(subset="mrpc").score(rows, [1, 0, 0, 0]) == {"accuracy": 0.75, "f1": pytest.approx(2 / 3)}
+    assert list(Glue(subset="mrpc").score(rows, [1, 0, 0, 0])) == ["accuracy", "f1"]
+
+
+def test_undefined_correlation_is_nan() -> None:
+    rows = [TextRow("a", "b", label) for label in (1.0, 2.0)]
+    scores = Glue(subset="stsb").score(rows, [3.0, 3.0])
+    assert list(scores) == ["pearson", "spearman"] and all(map(math.isnan, scores.values()))
+
+
+def test_rows_without_labels_cannot_be_scored() -> None:
+    with pytest.raises(DataError, match="no labels to be scored against"):
+        Glue(subset="cola").score([TextRow("a", label=1), TextRow("b")], [1, 0])
+
+
+def test_prompts_without_references_cannot_be_scored() -> None:
+    with pytest.raises(DataError, match="no reference to be scored against"):
+        E2E().score([CompletionRow("a", " x"), CompletionRow("b", None)], ["x", "y"])
