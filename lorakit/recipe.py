@@ -1,0 +1,229 @@
+"""The recipe: a YAML file as one frozen, validated object, and what is wrong with it in the reader's words.
+
+`load` reports every problem of a file at once, one line each:
+
+    recipes/x.yaml:12: train.lrr: unknown key; did you mean "lr"? allowed: epochs, steps, ...
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
+
+from lorakit import yamltree
+from lorakit.errors import RecipeError
+from lorakit.methods import METHODS
+from lorakit.methods.base import Method
+from lorakit.model import Base
+from lorakit.recipe_errors import Misfit, Schema, explain, refusal_of
+from lorakit.section import Section
+from lorakit.tasks import TASKS
+from lorakit.tasks.base import Task
+from lorakit.training.section import Train
+from lorakit.yamltree import Path, Tree, show
+
+
+def union(table: Mapping[str, type[Section]]) -> Any:
+    """The type "one of these sections, told apart by `name`".
+
+    A callable discriminator, since a plain union reports one typo once per member.
+
+    Args:
+        table: Name → class; at least two.
+    """
+
+    def name_of(value: Any) -> str | None:
+        name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+        return name if isinstance(name, str) else None
+
+    members = tuple(Annotated[section, Tag(name)] for name, section in table.items())
+    return Annotated[Union[members], Discriminator(name_of)]  # noqa: UP007 (the members are known at run time only)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict | Method) else value
+
+
+if TYPE_CHECKING:
+    Methods = list[Method]
+    AnyTask = Task
+else:
+    AnyTask = union(TASKS)
+    _AnyMethod = union(METHODS)
+    Methods = Annotated[
+        list[_AnyMethod],
+        Field(min_length=1),
+        BeforeValidator(_as_list, json_schema_input_type=_AnyMethod | Annotated[list[_AnyMethod], Field(min_length=1)]),
+    ]
+
+
+class Generate(Section):
+    """How text is generated when a task that generates is evaluated, and by `predict`."""
+
+    beams: Annotated[PositiveInt, Field(json_schema_extra={"maximum": 1})] = 1
+    """Hypotheses kept per step; 1: greedy."""
+    no_repeat_ngram: NonNegativeInt = 0
+    """Never generate the same n-gram twice; the prompt does not count (as in the authors' code); 0: off."""
+    max_new_tokens: PositiveInt = 64
+    """Where generation stops at the latest."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts at which generation stops, beside the end-of-sequence token; they are not part of the output."""
+
+    @field_validator("beams")
+    @classmethod
+    def _greedy(cls, beams: int) -> int:
+        if beams > 1:
+            raise ValueError("beam search is not available yet: use 1 (greedy)")
+        return beams
+
+
+class Paper(Section):
+    """The number that the recipe reproduces; the report shows it beside what was measured."""
+
+    source: str
+    """Where it is printed, e.g. `Table 2`."""
+    metric: str
+    """The task's metric that it is compared with."""
+    value: float
+    """The number, on the paper's scale (87.5, not 0.875)."""
+    std: NonNegativeFloat | None = None
+    """Its spread over seeds, as printed."""
+    tolerance: NonNegativeFloat | None = None
+    """How far from `value`, on the paper's scale, a run may end and still count as a reproduction."""
+    note: str | None = None
+    """What a reader of the comparison must know."""
+
+
+class Recipe(Section):
+    """What to train, with which method, on what, and how."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Of the run directory: letters, digits, dot, underscore, hyphen; default: the file's name without its ending."""
+    model: Base
+    """The frozen base model."""
+    method: Methods
+    """What is trained; a list is applied in order."""
+    task: AnyTask
+    """The data and its metrics."""
+    train: Train
+    """The schedule."""
+    generate: Annotated[Generate | None, Field(validate_default=True)] = None
+    """How text is generated; only where the task generates."""
+    paper: Paper | None = None
+    """The number that the recipe reproduces."""
+
+    # Field validators, and not one on the whole recipe: each speaks as soon as the sections that it needs are valid.
+    @field_validator("train")
+    @classmethod
+    def _train_fits(cls, train: Train, info: ValidationInfo) -> Train:
+        model, task = info.data.get("model"), info.data.get("task")
+        problems: dict[Path, str] = {}
+        if model and train.precision == "float32" and model.dtype in ("bfloat16", "float16"):
+            problems["precision",] = (
+                f"float32 gains nothing from a base rounded to {model.dtype}; "
+                f"set model.dtype to float32, or train.precision to {model.dtype} or auto"
+            )
+        if task and train.label_smoothing and task.kind == "regression":
+            problems["label_smoothing",] = "a regression task has no classes to smooth; set it to 0"
+        if task and train.select is not None and train.select not in (*task.metrics, "loss", "last"):
+            problems["select",] = refusal_of(train.select, [*task.metrics, "loss", "last"])
+        if problems:
+            raise Misfit(problems)
+        return train
+
+    @field_validator("generate")
+    @classmethod
+    def _generate_where_text(cls, generate: Generate | None, info: ValidationInfo) -> Generate | None:
+        task = info.data.get("task")
+        if task is None:
+            return generate
+        if task.kind == "generation":
+            return generate or Generate()
+        if generate is not None:
+            raise ValueError(f"the task {task.name} ({task.kind}) generates no text; remove this section")
+        return None
+
+    @field_validator("paper")
+    @classmethod
+    def _paper_metric(cls, paper: Paper | None, info: ValidationInfo) -> Paper | None:
+        task = info.data.get("task")
+        if task and paper and paper.metric not in (*task.metrics, "loss"):
+            raise Misfit({("metric",): refusal_of(paper.metric, [*task.metrics, "loss"])})
+        return paper
+
+    @field_serializer("method", mode="wrap")
+    def _one_method(self, method: Methods, to_data: SerializerFunctionWrapHandler) -> Any:
+        data = to_data(method)
+        return data[0] if len(data) == 1 else data
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: Values that replace the file's, as `train.lr=1e-4` or `task.limit={train: 2000}`.
+
+    Raises:
+        RecipeError: The file is no YAML (see `yamltree.parse`); or everything that is wrong with its content and with
+            the overrides, one message each, in the order of the file.
+    """
+    tree = yamltree.read(path)
+    problems = [problem for text in overrides for problem in _override(tree, text)]
+    if tree.data.get("name") is None:
+        tree.data["name"] = FilePath(path).stem
+    try:
+        # As JSON: strict validation then takes a list for a tuple and text for a path, which is all that YAML can say.
+        recipe = Recipe.model_validate_json(json.dumps(tree.data))
+    except ValidationError as error:
+        problems += explain(error, tree, json_schema())
+        raise RecipeError(*problems) from error
+    if problems:
+        raise RecipeError(*problems)
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, with the keys that the file left out; `load` reads it back as an equal recipe."""
+    return yamltree.render(recipe.model_dump(mode="json", by_alias=True))
+
+
+def json_schema() -> Schema:
+    """The JSON schema of recipe files, for editors: keys, types, bounds, defaults and what each key means."""
+    schema: Schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    schema |= Recipe.model_json_schema(mode="validation")
+    schema["required"].remove("name")  # the file's name stands in
+    for section in (*METHODS.values(), *TASKS.values()):
+        # The class knows its own name; in a file it is what tells the sections apart.
+        definition = schema["$defs"][section.__name__]
+        definition["required"] = ["name", *(key for key in definition.get("required", []) if key != "name")]
+    return schema
+
+
+def _override(tree: Tree, text: str) -> list[str]:
+    """Apply one `key=value`; what is wrong with it."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")) or not key.isprintable():
+        return [f"command line: {show(text)} is no key=value, such as train.lr=1e-4"]
+    try:
+        tree.assign(key, yamltree.parse_value(value, key))
+    except RecipeError as error:
+        return list(error.problems)
+    return []

@@ -1,0 +1,1 @@
+"""Training: its section of the recipe, the optimiser, the loop and the run."""

@@ -1,0 +1,115 @@
+"""The recipe's `train` section: how long, how fast, in what portions, and how often to look."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from lorakit.section import Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov and Hutter 2019): the decay is decoupled from the gradient."""
+
+    name: Literal["adamw"] = "adamw"
+    """The algorithm."""
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+
+
+class Warmup(Section):
+    """How long the learning rate rises from 0 to `lr`; exactly one of the keys."""
+
+    ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """A share of all optimiser steps."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimiser steps."""
+    tokens: PositiveInt | None = None
+    """Input tokens, padding not counted (the paper's GPT-3 runs warm up over 250,000)."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of ratio, steps and tokens, as in {{steps: 500}}; got {found}")
+        return self
+
+
+class Train(Section):
+    """The schedule. One step is one update of the parameters."""
+
+    epochs: PositiveInt | None = None
+    """Passes over the training rows; exactly one of `epochs` and `steps`."""
+    steps: Annotated[PositiveInt | None, Field(validate_default=True)] = None
+    """Optimiser steps; exactly one of `epochs` and `steps`."""
+    batch_size: PositiveInt
+    """Examples per optimiser step, over all devices."""
+    micro_batch_size: Literal["auto"] | PositiveInt = "auto"
+    """Examples per forward pass on one device; auto: what fits on CUDA, a fixed token budget on CPU."""
+    optimizer: Optimizer = Optimizer()
+    """The algorithm that updates the parameters."""
+    lr: PositiveFloat
+    """The highest learning rate, reached after the warmup."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """The learning rate after the warmup: down to 0 in a line or along a cosine, or constant."""
+    warmup: Warmup | None = Warmup(ratio=0.06)
+    """How long the learning rate rises first; null: not at all."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of all trained matrices; biases and norms do not decay."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradients with a larger norm are scaled down to it; null: never."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What to compute in; auto: bfloat16 on CUDA; on CPU what `model.dtype` says, else float32."""
+    gradient_checkpointing: bool = False
+    """Keep fewer activations and compute them again: less memory, about a third more time."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target's probability that is spread over all classes or tokens."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the initial values, the order of the rows and the dropout."""
+    eval_every: Literal["epoch"] | PositiveInt = "epoch"
+    """Evaluate after each epoch, or every so many steps; the last step always evaluates."""
+    save_every: Literal["epoch"] | PositiveInt = "epoch"
+    """Save a checkpoint after each epoch, or every so many steps; the last step always saves."""
+    select: str | None = None
+    """What decides which evaluated step is published: `loss`, a metric of the task, or `last` for the last step;
+    null: the loss for generation, the task's first metric else."""
+    eval_limit: PositiveInt | None = None
+    """Rows for evaluations during training; the last one takes all."""
+    patience: PositiveInt | None = None
+    """Stop after this many evaluations in a row without a better `select`; null: never."""
+
+    @field_validator("steps")
+    @classmethod
+    def _one_length(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        # On the field and not on the section, as the other checks below: they speak although another key is wrong too.
+        if "epochs" in info.data and (info.data["epochs"] is None) == (steps is None):
+            both = "epochs and steps are both given; keep one and set the other to null"
+            raise ValueError("give either epochs or steps" if steps is None else both)
+        return steps
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _part_of_batch(cls, size: int | str, info: ValidationInfo) -> int | str:
+        batch = info.data.get("batch_size")
+        if isinstance(size, int) and batch is not None and size > batch:
+            raise ValueError(f"{size} is more than the {batch} of batch_size; give {batch} or less, or auto")
+        return size
+
+    @field_validator("patience")
+    @classmethod
+    def _patience_for_what(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        if patience is not None and info.data.get("select") == "last":
+            raise ValueError("select is last, so nothing is compared; select the loss or a metric, or set this to null")
+        return patience
