@@ -1,0 +1,171 @@
+"""Adapters on disk, and run directories: what was trained, by which recipe, on which base.
+
+An adapter file holds the trainable parameters by canonical name and one metadata key, `lorakit`, with canonical JSON:
+several keys would be written in random order, and equal adapters would not have equal bytes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from lorakit.errors import CheckpointError
+from lorakit.model import Base, Head, Prepared, prepare
+from lorakit.recipe import Recipe, load
+from lorakit.runtime import write_atomic
+from lorakit.surgery import load_trainable
+from lorakit.weights import read_header
+
+FORMAT = 1
+ADAPTER = "adapter.safetensors"
+RECIPE = "recipe.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an adapter belongs to.
+
+    Args:
+        format: Of the file; readers refuse a newer one.
+        methods: The methods' sections, as in the recipe.
+        base: The base's id; a local one by its last path component.
+        revision: The commit of a hub id.
+        fingerprint: Of the base's tensors that the adapter changes.
+    """
+
+    format: int
+    methods: list[dict[str, Any]]
+    base: str
+    revision: str | None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> "Provenance":
+        """That of a prepared model."""
+        located = prepared.located
+        methods = [method.model_dump(mode="json") for method in prepared.methods]
+        return cls(FORMAT, methods, located.name, located.revision, prepared.fingerprint())
+
+
+def save_adapter(file: Path, state: Mapping[str, Tensor], provenance: Provenance) -> None:
+    """Write an adapter at once; equal adapters give equal bytes.
+
+    Raises:
+        LorakitError: The disk refuses.
+    """
+    canonical = json.dumps(asdict(provenance), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    write_atomic(file, save_bytes(dict(state), metadata={"lorakit": canonical}))
+
+
+def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
+    """Read and check an adapter.
+
+    Raises:
+        CheckpointError: It is missing, truncated, damaged, not ours, or of a newer version.
+    """
+    _, metadata = read_header(file)
+    if "lorakit" not in metadata:
+        raise CheckpointError(f"{file}: not a lorakit adapter: it has no `lorakit` metadata")
+    try:
+        fields = json.loads(metadata["lorakit"])
+        written = int(fields["format"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged: its `lorakit` metadata cannot be read: {error}") from error
+    if written > FORMAT:
+        raise CheckpointError(f"{file}: written by a newer lorakit (format {written}); upgrade to read it")
+    try:
+        provenance = Provenance(**fields)
+        state = load_bytes(file.read_bytes())
+    except Exception as error:
+        raise CheckpointError(f"{file}: damaged: {error}") from error
+    if not isinstance(provenance.fingerprint, str):
+        raise CheckpointError(f"{file}: damaged: its fingerprint is no text")
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise CheckpointError(f"{file}: {bad[0]} holds NaN or infinity")
+    return state, provenance
+
+
+@dataclass
+class Opened:
+    """A run directory with its model.
+
+    Args:
+        directory: The run.
+        recipe: Resolved.
+        prepared: The model with the adapter in it.
+        state: The adapter.
+    """
+
+    directory: Path
+    recipe: Recipe
+    prepared: Prepared
+    state: dict[str, Tensor]
+
+
+def adapter_file(run: Path, checkpoint: str | None = None) -> Path:
+    """The published adapter of a run, or that of a checkpoint ("step-200").
+
+    Raises:
+        CheckpointError: The run or the checkpoint does not exist; lists those that do.
+    """
+    if not (run / RECIPE).is_file():
+        raise CheckpointError(f"{run}: not a run directory: it has no {RECIPE}")
+    if checkpoint is None:
+        if not (run / ADAPTER).is_file():
+            raise CheckpointError(f"{run}: this run has not finished: no {ADAPTER}; continue it with train --resume")
+        return run / ADAPTER
+    file = run / CHECKPOINTS / checkpoint / ADAPTER
+    if not file.is_file():
+        there = sorted(path.name for path in (run / CHECKPOINTS).glob("step-*"))
+        raise CheckpointError(f"{run}: no checkpoint {checkpoint}; there are: {', '.join(there) or 'none'}")
+    return file
+
+
+def head_of(recipe: Recipe) -> Head:
+    """What the recipe's task asks of the model."""
+    return Head(recipe.task.kind, recipe.task.labels)
+
+
+def open_run(
+    run: Path,
+    checkpoint: str | None = None,
+    *,
+    base_only: bool = False,
+    skeleton: bool = False,
+    base: Base | None = None,
+) -> Opened:
+    """Rebuild a run's model from its recipe, and load its adapter.
+
+    Args:
+        run: The run directory.
+        checkpoint: "step-N", or None for the published adapter.
+        base_only: Leave the methods and the adapter out: the bare base (with a new head).
+        skeleton: Build the frozen part on the meta device.
+        base: Another base than the recipe's (a merged model), with `base_only`.
+
+    Raises:
+        CheckpointError: There is no such run or checkpoint, it is damaged, or the base is another one.
+    """
+    recipe = load(run / RECIPE) if (run / RECIPE).is_file() else None
+    file = None if base_only and recipe else adapter_file(run, checkpoint)
+    assert recipe is not None
+    methods = [] if base_only else recipe.method
+    prepared = prepare(base or recipe.model, methods, head_of(recipe), recipe.train.seed, skeleton=skeleton)
+    if file is None:
+        return Opened(run, recipe, prepared, {})
+    state, provenance = read_adapter(file)
+    load_trainable(prepared.model, state, str(file))
+    if provenance.fingerprint != prepared.fingerprint():
+        raise CheckpointError(
+            f"{file}: was trained on another base: {provenance.base}"
+            f"{' at ' + provenance.revision if provenance.revision else ''}; {recipe.model.base} has other weights here"
+        )
+    return Opened(run, recipe, prepared, state)

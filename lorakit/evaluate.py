@@ -1,0 +1,265 @@
+"""Evaluation: the loss and the task's metrics of a split, and what the model said about every row."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit.data.batches import Limit, by_length
+from lorakit.data.collate import collate
+from lorakit.data.encode import Encoded, encode, end_ids, prompt_ids
+from lorakit.data.rows import ChatRow, CompletionRow, Row, TextRow, distinct_prompts
+from lorakit.errors import RecipeError
+from lorakit.generate import generate
+from lorakit.model import Prepared
+from lorakit.objective import Objective
+from lorakit.progress import Progress
+from lorakit.recipe import Generate, Recipe
+from lorakit.runtime import write_atomic
+from lorakit.tasks.base import Prediction, Task
+
+BATCH = Limit(rows=64, tokens=8192)
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """A split, read and tokenised.
+
+    Args:
+        name: train, validation, …
+        rows: As the task read them.
+        encoded: Their token ids.
+        dropped: Why rows were left out, in reading or in encoding → how many.
+        revision: The commit of a hub data set.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    encoded: Encoded
+    dropped: dict[str, int] = field(default_factory=dict)
+    revision: str | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the rows carry what is to be predicted (test splits may not)."""
+        return bool(self.rows) and has_target(self.rows[0])
+
+    def first(self, count: int | None) -> "SplitData":
+        """The first `count` rows; all for None."""
+        if count is None or count >= len(self.rows):
+            return self
+        items = [item for item in self.encoded.items if item.row < count]
+        return SplitData(self.name, self.rows[:count], replace(self.encoded, items=items), self.dropped, self.revision)
+
+
+def has_target(row: Row) -> bool:
+    """Whether a row carries what is to be predicted."""
+    if isinstance(row, TextRow):
+        return row.label is not None
+    if isinstance(row, CompletionRow):
+        return row.target is not None
+    return row.messages[-1]["role"] == "assistant"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be evaluated.
+
+    Args:
+        model: Unwrapped.
+        tokenizer: Its tokenizer.
+        objective: The task's loss.
+        device: Where the model is.
+        precision: "float32", or the dtype to autocast to.
+    """
+
+    model: Any
+    tokenizer: Any
+    objective: Objective
+    device: torch.device
+    precision: str = "float32"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the model computes."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode and no gradients, with the model's mode put back after."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.autocast():
+                yield
+        finally:
+            self.model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Args:
+        split: Its name.
+        metrics: loss and the task's metrics.
+        predictions: One per row, or per distinct prompt.
+        records: For people and files: input, prediction and reference(s) of each prediction.
+    """
+
+    split: str
+    metrics: dict[str, float]
+    predictions: list[Prediction]
+    records: list[dict[str, Any]]
+
+
+def resolve_precision(recipe: Recipe, device: torch.device) -> str:
+    """The dtype to compute in: the recipe's.
+
+    auto: the base's, where the recipe sets it to a 16-bit one, else bfloat16 on CUDA and float32 on CPU.
+
+    Raises:
+        RecipeError: float16 on a CPU.
+    """
+    key, precision = "train.precision", str(recipe.train.precision)
+    if precision == "auto" and recipe.model.dtype in ("bfloat16", "float16"):
+        key, precision = "model.dtype", recipe.model.dtype
+    if precision == "float16" and device.type == "cpu":
+        raise RecipeError(f"{key}: float16 needs a GPU; use bfloat16 or float32 on a CPU")
+    if precision == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return precision
+
+
+def token_limit(task: Task, prepared: Prepared) -> int:
+    """Tokens per row: the task's max_length, or 512, within the model's positions.
+
+    Raises:
+        RecipeError: The task asks for more than the model has.
+    """
+    available = prepared.max_tokens
+    if task.max_length is None:
+        return min(512, available or 512)
+    if available is not None and task.max_length > available:
+        raise RecipeError(f"task.max_length: {task.max_length} exceeds the {available} positions of this base")
+    return task.max_length
+
+
+def read_split(task: Task, split: str, prepared: Prepared, progress: Progress) -> SplitData:
+    """Read and tokenise a split.
+
+    Raises:
+        DataError: Its file is missing, empty or malformed, or no row is left.
+    """
+    read = task.load(split)
+    with progress.bar(f"encode {split}", len(read.rows)) as bar:
+        encoded = encode(read.rows, prepared.tokenizer, token_limit(task, prepared), bar.advance)
+    return SplitData(split, read.rows, encoded, {**read.dropped, **encoded.dropped}, read.revision)
+
+
+def evaluate(
+    subject: Subject, task: Task, data: SplitData, settings: Generate | None, progress: Progress
+) -> Evaluation:
+    """The loss and the task's metrics on a split.
+
+    Args:
+        subject: The model.
+        task: Scores the predictions.
+        data: The split.
+        settings: How to generate, where the task does.
+        progress: Shown while it runs.
+    """
+    with subject.evaluating():
+        total, count, outputs = _forward(subject, data, progress, keep=task.kind != "generation")
+        if task.kind == "generation":
+            assert settings is not None
+            predictions = _generations(subject, data.rows, settings, progress)
+        else:
+            predictions = [_prediction(task, outputs[i]) for i in range(len(data.rows))]
+    metrics = {"loss": total / count} if count else {}
+    if data.labelled:
+        metrics |= task.score(data.rows, predictions)
+    return Evaluation(data.name, metrics, predictions, records(task, data.rows, predictions))
+
+
+def predict(subject: Subject, task: Task, data: SplitData, settings: Generate | None, progress: Progress) -> Evaluation:
+    """Predictions alone: as `evaluate`, for rows that may have no labels."""
+    if data.labelled or task.kind != "generation":
+        return evaluate(subject, task, data, settings, progress)
+    assert settings is not None
+    with subject.evaluating():
+        predictions = _generations(subject, data.rows, settings, progress)
+    return Evaluation(data.name, {}, predictions, records(task, data.rows, predictions))
+
+
+def _forward(
+    subject: Subject, data: SplitData, progress: Progress, keep: bool
+) -> tuple[float, int, dict[int, torch.Tensor]]:
+    """Summed loss, targets, and (if asked) each row's logits."""
+    outputs: dict[int, torch.Tensor] = {}
+    total, count = 0.0, 0
+    items, targets = data.encoded.items, data.encoded.targets
+    with progress.bar(f"evaluate {data.name}", len(items)) as bar:
+        for group in by_length(data.encoded.lengths, BATCH):
+            batch = collate([items[i] for i in group], subject.tokenizer.pad_token_id).to(subject.device)
+            loss, logits = subject.objective(subject.model, batch)
+            if data.labelled:
+                total += float(loss)
+                count += int(targets[group].sum())
+            if keep:
+                outputs |= {items[i].row: row for i, row in zip(group, logits.cpu(), strict=True)}
+            bar.advance(len(group))
+    return total, count, outputs
+
+
+def _generations(subject: Subject, rows: Sequence[Row], settings: Generate, progress: Progress) -> list[Prediction]:
+    tokenizer = subject.tokenizer
+    prompts = [prompt_ids(row, tokenizer) for row, _ in distinct_prompts(rows)]
+    with progress.bar("generate", len(prompts), "prompts") as bar:
+        return list(generate(subject.model, tokenizer, prompts, settings, bar.advance, end_ids(rows[0], tokenizer)))
+
+
+def _prediction(task: Task, logits: torch.Tensor) -> Prediction:
+    return float(logits[0]) if task.kind == "regression" else int(logits.argmax())
+
+
+def records(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions beside their inputs and references."""
+    if task.kind == "generation":
+        grouped = distinct_prompts(rows)
+        return [
+            {"prompt": _shown(row), "prediction": text, "references": references}
+            for (row, references), text in zip(grouped, predictions, strict=True)
+        ]
+    result = []
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert isinstance(row, TextRow)
+        record: dict[str, Any] = {"text": row.text}
+        if row.pair is not None:
+            record["pair"] = row.pair
+        record["prediction"] = _named(task, prediction)
+        if row.label is not None:
+            record["label"] = _named(task, row.label)
+        result.append(record)
+    return result
+
+
+def _shown(row: Row) -> Any:
+    if isinstance(row, ChatRow):
+        return list(row.messages[:-1]) if has_target(row) else list(row.messages)
+    assert isinstance(row, CompletionRow)
+    return row.prompt
+
+
+def _named(task: Task, value: Prediction) -> Prediction:
+    return task.labels[value] if task.kind == "classification" and isinstance(value, int) else value
+
+
+def write_records(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

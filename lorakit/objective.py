@@ -1,0 +1,119 @@
+"""The loss: summed over targets, with their count beside it, so that any split of a step gives the same gradient."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorakit.data.collate import Batch
+from lorakit.data.encode import IGNORE
+
+if TYPE_CHECKING:
+    from lorakit.tasks.base import Kind
+
+
+class Objective(ABC):
+    """What a model is trained on; label smoothing acts in train mode only, so that losses of evaluations compare."""
+
+    @abstractmethod
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model's forward and compare.
+
+        Args:
+            model: The prepared model; always called whole (calling its parts would miss DDP's hooks and soft caps).
+            batch: A padded micro-batch.
+
+        Returns:
+            (loss summed over the batch's targets, of shape (); logits: (batch, classes), or (targets, vocabulary)).
+        """
+
+
+class ClassLoss(Objective):
+    """Cross-entropy of the class; rows without a label count nothing.
+
+    Args:
+        label_smoothing: (1 - e) · nll + e · mean over classes of -log p.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        logits: Tensor = model(**batch.inputs).logits.float()
+        loss = F.cross_entropy(
+            logits, batch.labels, ignore_index=IGNORE, reduction="sum", label_smoothing=_in_training(model, self)
+        )
+        return loss, logits
+
+
+class NumberLoss(Objective):
+    """Squared error of one number."""
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        logits: Tensor = model(**batch.inputs).logits.float()
+        return F.mse_loss(logits[:, 0], batch.labels.float(), reduction="sum"), logits
+
+
+class TokenLoss(Objective):
+    """Cross-entropy of the next token at target positions; the language-model head is computed there alone.
+
+    With a vocabulary of 50,000, logits at every position are most of a small model's memory and a good part of its
+    time. A hook before the head gathers the target rows, which is exact for any head that acts on positions one by one.
+
+    Args:
+        model: The unwrapped model, whose output embeddings get the hook.
+        label_smoothing: (1 - e) · nll + e · mean over the vocabulary of -log p.
+    """
+
+    def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+        self._rows: Tensor | None = None
+        head: nn.Module = model.get_output_embeddings()
+        head.register_forward_pre_hook(self._gather)
+
+    def _gather(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._rows is None:
+            return None
+        hidden, *rest = args
+        return (hidden[self._rows], *rest)
+
+    @contextmanager
+    def _at(self, rows: Tensor) -> Iterator[None]:
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Objective`. Position t predicts token t + 1."""
+        labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+        rows = labels != IGNORE
+        with self._at(rows):
+            logits: Tensor = model(**batch.inputs, use_cache=False).logits.float()
+        loss = F.cross_entropy(logits, labels[rows], reduction="sum", label_smoothing=_in_training(model, self))
+        return loss, logits
+
+
+def _in_training(model: Any, of: ClassLoss | TokenLoss) -> float:
+    return of.label_smoothing if model.training else 0.0
+
+
+def objective(kind: "Kind", model: Any, label_smoothing: float = 0.0) -> Objective:
+    """The objective of a task.
+
+    Args:
+        kind: Of the task.
+        model: The unwrapped model.
+        label_smoothing: Of cross-entropies.
+    """
+    if kind == "classification":
+        return ClassLoss(label_smoothing)
+    if kind == "regression":
+        return NumberLoss()
+    return TokenLoss(model, label_smoothing)

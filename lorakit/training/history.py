@@ -1,0 +1,55 @@
+"""`metrics.jsonl`: one line per log, evaluation and save, in the order in which they happened."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorakit.runtime import disk_errors, json_ready, write_atomic
+
+FILE = "metrics.jsonl"
+
+
+class History:
+    """A run's log; every line has `kind` and `step`.
+
+    Args:
+        run: The run directory.
+        enabled: False on every process but the first.
+    """
+
+    def __init__(self, run: Path, enabled: bool = True) -> None:
+        self.file = run / FILE
+        self.enabled = enabled
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append a line."""
+        if self.enabled:
+            with disk_errors(self.file), self.file.open("a") as file:
+                file.write(json.dumps(json_ready({"kind": kind, "step": step, **values})) + "\n")
+
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Forget what happened after a checkpoint, which the resumed run will do again.
+
+        Args:
+            step: The checkpoint's.
+            evaluated: Whether the evaluation at that step is part of the checkpoint.
+        """
+        kept = []
+        for line in read_history(self.file.parent):
+            undone = line["step"] == step and line["kind"] != "log" and not evaluated
+            if line["step"] <= step and line["kind"] != "final" and not undone:
+                kept.append(json.dumps(line) + "\n")
+        if self.enabled:
+            write_atomic(self.file, "".join(kept))
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a torn last line is passed over."""
+    lines = []
+    file = run / FILE
+    for text in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines

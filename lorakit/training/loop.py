@@ -1,0 +1,151 @@
+"""The training loop: it yields a step at a time, and the caller decides what to log, evaluate and save."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.data.batches import Limit, StepRows, micro_batches
+from lorakit.data.collate import collate
+from lorakit.data.encode import Encoded
+from lorakit.errors import LorakitError
+from lorakit.objective import Objective
+from lorakit.runtime import derive
+from lorakit.training.section import Train
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step did.
+
+    Args:
+        number: From 1.
+        epoch: From 0.
+        ends_epoch: Whether it is the epoch's last.
+        loss: Mean over the step's targets, before the update.
+        lr: The rate that was used.
+        grad_norm: Of all trained parameters together, before clipping.
+        targets: Learned tokens, or rows, over all devices.
+        tokens: Tokens read, padding not counted, over all devices.
+    """
+
+    number: int
+    epoch: int
+    ends_epoch: bool
+    loss: float
+    lr: float
+    grad_norm: float
+    targets: int
+    tokens: int
+
+
+@dataclass
+class Trainee:
+    """What is trained, and with what.
+
+    Args:
+        accelerator: Accelerate's: devices, precision, collective operations.
+        model: The prepared (wrapped) model.
+        optimizer: The prepared optimiser.
+        objective: The task's loss.
+        parameters: What is trained.
+        pad_id: The tokenizer's padding token.
+        limit: Of a micro-batch; on CUDA halved when memory runs out.
+    """
+
+    accelerator: Any
+    model: Any
+    optimizer: Any
+    objective: Objective
+    parameters: list[nn.Parameter]
+    pad_id: int
+    limit: Limit
+
+
+def optimise(
+    trainee: Trainee, data: Encoded, steps: Iterable[StepRows], train: Train, rates: list[float]
+) -> Iterator[Step]:
+    """Train, one optimiser step for each of `steps`.
+
+    Args:
+        trainee: Model, optimiser and devices.
+        data: The training split.
+        steps: The rows of each step.
+        train: The recipe's section.
+        rates: Learning rate of every step of the run.
+
+    Raises:
+        LorakitError: The loss or the gradient is no longer a number, or a single row does not fit the GPU's memory.
+    """
+    lengths, targets = data.lengths, data.targets
+    for rows in steps:
+        lr = rates[rows.number - 1]
+        for group in trainee.optimizer.param_groups:
+            group["lr"] = lr
+        count = int(targets[rows.rows].sum())
+        loss = _gradient_with_room(trainee, data, rows, lengths, count, train.seed)
+        norm = _clip(trainee, train.max_grad_norm)
+        _check_finite(trainee, rows.number, loss, norm)
+        trainee.optimizer.step()
+        trainee.optimizer.zero_grad(set_to_none=True)
+        tokens = int(lengths[rows.rows].sum())
+        yield Step(rows.number, rows.epoch, rows.ends_epoch, loss, lr, norm, count, tokens)
+
+
+def _check_finite(trainee: Trainee, step: int, loss: float, norm: float) -> None:
+    scaled = trainee.accelerator.scaler is not None  # an overflow is normal there: the step is skipped
+    for name, value in (("loss", loss), ("gradient's norm", 0.0 if scaled else norm)):
+        if not math.isfinite(value):
+            raise LorakitError(
+                f"step {step}: the {name} is {value}; lower train.lr, or use bfloat16 or float32 "
+                "(the checkpoints before this step are whole)"
+            )
+
+
+def _gradient_with_room(trainee: Trainee, data: Encoded, rows: StepRows, lengths: Any, count: int, seed: int) -> float:
+    """The step's gradient; where the GPU's memory runs out the micro-batch is halved and the step done again."""
+    while True:
+        # Masks depend on the seed and the step alone, so a step that is done again, or resumed, draws the same.
+        torch.manual_seed(derive(seed, "dropout", rows.number, trainee.accelerator.process_index))
+        world = trainee.accelerator.num_processes
+        plan = micro_batches(rows.rows.tolist(), lengths, trainee.limit, world)[trainee.accelerator.process_index]
+        try:
+            return _accumulate(trainee, data, plan, count)
+        except torch.OutOfMemoryError as error:
+            largest = max(len(group) for group in plan)
+            if largest <= 1 or world > 1:  # devices could not agree on a new plan in the middle of a step
+                raise LorakitError(
+                    f"step {rows.number}: out of memory with {largest} rows per forward pass; try a smaller "
+                    "train.micro_batch_size, train.gradient_checkpointing, or a smaller task.max_length"
+                ) from error
+            trainee.limit = Limit(rows=largest // 2)
+        # Only here is the failed pass's graph, which the error held, gone.
+        trainee.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+
+def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: int) -> float:
+    """Backward over the micro-batches: each adds its summed loss divided by the whole step's target count."""
+    accelerator, world = trainee.accelerator, trainee.accelerator.num_processes
+    total: Tensor = torch.zeros((), device=accelerator.device)
+    for index, group in enumerate(plan):
+        batch = collate([data.items[i] for i in group or [0]], trainee.pad_id).to(accelerator.device)
+        last = index == len(plan) - 1
+        with nullcontext() if last else accelerator.no_sync(trainee.model):
+            loss, _ = trainee.objective(trainee.model, batch)
+            # DDP averages over devices, hence the factor; an empty micro-batch adds nothing.
+            accelerator.backward(loss * (world / count if group else 0.0))
+        total += loss.detach() if group else 0.0
+    if world > 1:
+        total = accelerator.reduce(total, reduction="sum")
+    return float(total) / count
+
+
+def _clip(trainee: Trainee, limit: float | None) -> float:
+    """Unscale (fp16), measure and clip the gradient; returns its norm before clipping."""
+    norm = trainee.accelerator.clip_grad_norm_(trainee.parameters, math.inf if limit is None else limit)
+    return float(norm)

@@ -1,0 +1,210 @@
+"""Setting a run up: the model, the data, the optimiser and the devices that a recipe asks for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit.checkpoint import ADAPTER, Provenance, head_of
+from lorakit.data.batches import Limit, steps_per_epoch
+from lorakit.errors import DataError
+from lorakit.evaluate import Evaluation, SplitData, Subject, read_split, resolve_precision
+from lorakit.model import Prepared, prepare
+from lorakit.objective import objective
+from lorakit.progress import Progress
+from lorakit.recipe import Recipe
+from lorakit.runtime import peak_memory_bytes, versions
+from lorakit.surgery import trainable_parameters
+from lorakit.training.history import History
+from lorakit.training.loop import Trainee
+from lorakit.training.optim import build_optimizer, total_steps
+from lorakit.training.state import TrainingState
+
+CPU_TOKENS = 2048
+"""Padded tokens in a micro-batch on a CPU: large enough for full matrix products, small enough for any memory."""
+
+
+@dataclass
+class Run:
+    """Everything that a run holds while it lasts.
+
+    Args:
+        recipe: Resolved: with the defaults that depend on the base.
+        directory: The run directory.
+        prepared: The model, unwrapped.
+        trainee: What is trained.
+        subject: The same model, to be evaluated.
+        train: The training split.
+        validation: The splits to evaluate on; selection uses the first.
+        history: The log.
+        progress: For the person.
+        provenance: Of the adapter.
+        state: Where the run stands.
+        total: Steps of the whole run.
+        latest: The last evaluation of this process, by split, with the step it was of.
+    """
+
+    recipe: Recipe
+    directory: Path
+    prepared: Prepared
+    trainee: Trainee
+    subject: Subject
+    train: SplitData
+    validation: list[SplitData]
+    history: History
+    progress: Progress
+    provenance: Provenance
+    state: TrainingState
+    total: int
+    latest: dict[str, tuple[int, Evaluation]] = field(default_factory=dict)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return bool(self.trainee.accelerator.is_main_process)
+
+    @property
+    def select(self) -> str:
+        """The metric that chooses the published step, or `last`."""
+        first = "loss" if self.recipe.task.kind == "generation" else self.recipe.task.metrics[0]
+        return self.recipe.train.select or first
+
+
+def make_accelerator(precision: str) -> Any:
+    """Accelerate's entry point, for this precision (its state is a singleton that remembers an earlier run's)."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    return Accelerator(mixed_precision=names[precision], cpu=not torch.cuda.is_available())
+
+
+def set_up(recipe: Recipe, out: Path, progress: Progress) -> Run:
+    """Load, read and prepare everything that the recipe names; nothing is written yet.
+
+    Raises:
+        LorakitError: The base, the data or the recipe's demands on them are wrong.
+    """
+    from accelerate import PartialState
+
+    # Told, and not asked: without a GPU accelerate would start several processes as so many single ones.
+    state = PartialState(cpu=not torch.cuda.is_available())
+    precision = resolve_precision(recipe, state.device)
+    accelerator = make_accelerator(precision)
+    once = " (converted to safetensors the first time: about 20 s)" if recipe.model.base.endswith(".gguf") else ""
+    progress.say(f"{recipe.name}: {recipe.model.base}{once}")
+    prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
+    data = read_split(recipe.task, "train", prepared, progress)
+    if not data.encoded.targets.all():
+        raise DataError("train: a row has nothing to learn")
+    names = [split for split in recipe.task.splits if split.startswith("validation")]
+    validation = [read_split(recipe.task, split, prepared, progress) for split in names]
+    model, loss = prepared.model, objective(recipe.task.kind, prepared.model, recipe.train.label_smoothing)
+    model.to(accelerator.device)
+    if recipe.train.gradient_checkpointing:
+        # transformers renames it within the versions that we support
+        renamed = getattr(model, "activation_checkpointing_enable", None)
+        (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    names_of = trainable_parameters(model)
+    optimizer = build_optimizer(recipe.train, list(names_of.values()))
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    trainee = Trainee(
+        accelerator,
+        wrapped,
+        optimizer,
+        loss,
+        list(names_of.values()),
+        prepared.tokenizer.pad_token_id,
+        _limit(recipe, accelerator),
+    )
+    # Evaluation never smooths: `eval` must find the same loss, and runs be comparable.
+    plain = objective(recipe.task.kind, model)
+    subject = Subject(model, prepared.tokenizer, plain, accelerator.device, precision)
+    return Run(
+        recipe=_resolved(recipe, prepared),
+        directory=out,
+        prepared=prepared,
+        trainee=trainee,
+        subject=subject,
+        train=data,
+        validation=validation,
+        history=History(out, accelerator.is_main_process),
+        progress=progress,
+        provenance=Provenance.of(prepared),
+        state=TrainingState(),
+        total=total_steps(recipe.train, len(data.encoded)),
+    )
+
+
+def _limit(recipe: Recipe, accelerator: Any) -> Limit:
+    """Rows or tokens of a micro-batch; on a GPU `auto` starts with the device's whole share of the step."""
+    size = recipe.train.micro_batch_size
+    if size != "auto":
+        return Limit(rows=size)
+    if accelerator.device.type == "cpu":
+        return Limit(tokens=CPU_TOKENS)
+    return Limit(rows=-(-recipe.train.batch_size // accelerator.num_processes))
+
+
+def _resolved(recipe: Recipe, prepared: Prepared) -> Recipe:
+    """The recipe with what the base decided: with it and the base alone, the run can be rebuilt."""
+    model = recipe.model.model_copy(update={"revision": prepared.located.revision or recipe.model.revision})
+    return recipe.model_copy(update={"method": prepared.methods, "model": model, "task": recipe.task.resolve()})
+
+
+def machine_of(run: Run) -> dict[str, Any]:
+    """What can change the last bits of a result: recorded in checkpoints, compared when resuming."""
+    return {
+        "threads": torch.get_num_threads(),
+        "device": run.trainee.accelerator.device.type,
+        "versions": versions(),
+    }
+
+
+def plan_of(run: Run) -> dict[str, Any]:
+    """How steps are cut into micro-batches: with dropout, the masks depend on it."""
+    limit = run.trainee.limit
+    return {"rows": limit.rows, "tokens": limit.tokens, "processes": run.trainee.accelerator.num_processes}
+
+
+def _counts(run: Run) -> dict[str, int]:
+    """Parameters in all and trained, and whose the trained ones are: the method's or the task's head."""
+    sizes = {name: p.numel() for name, p in trainable_parameters(run.prepared.model).items()}
+    heads = () if run.recipe.task.kind == "generation" else tuple(f"{name}." for name in run.prepared.row.head)
+    head = sum(size for name, size in sizes.items() if name.startswith(heads) and ".update." not in name)
+    total = sum(p.numel() for p in run.prepared.model.parameters())
+    trainable = sum(sizes.values())
+    return {"total": total, "trainable": trainable, "method": trainable - head, "head": head}
+
+
+def report_of(run: Run, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What report.json holds."""
+    splits = [run.train, *run.validation]
+    seconds = run.state.seconds
+    return {
+        "recipe": run.recipe.model_dump(mode="json"),
+        "status": "complete",
+        "metrics": metrics,
+        "select": run.select,
+        "best_step": run.state.best.step,
+        "steps": run.state.step,
+        "epochs": run.state.step / steps_per_epoch(len(run.train.encoded), run.recipe.train.batch_size),
+        "parameters": _counts(run),
+        "targets": {target: len(paths) for found in run.prepared.coverage for target, paths in found.items()},
+        "rows": {data.name: len(data.rows) for data in splits},
+        "data_revisions": {data.name: data.revision for data in splits if data.revision},
+        "dropped": {data.name: data.dropped for data in splits},
+        "truncated": {data.name: data.encoded.truncated for data in splits},
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(run.state.tokens / seconds, 1) if seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "adapter_bytes": (run.directory / ADAPTER).stat().st_size,
+        "micro_batch": plan_of(run),
+        "versions": versions(),
+        "device": str(run.trainee.accelerator.device),
+        "seed": run.recipe.train.seed,
+        "paper": run.recipe.paper.model_dump(mode="json") if run.recipe.paper else None,
+    }

@@ -1,0 +1,114 @@
+"""Whole runs that take a fraction of a second: a tiny base, our own made-up rows in files, the task custom."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.rows import CompletionRow, TextRow
+from lorakit.progress import Silent
+from lorakit.recipe import Recipe, load
+from lorakit.tasks.made_up import completion_rows, text_rows
+from lorakit.training.run import train
+from lorakit.training.setup import Run
+
+FILES = {
+    "adapter.safetensors",
+    "metrics.jsonl",
+    "predictions/validation.jsonl",
+    "recipe.yaml",
+    "report.json",
+    "report.md",
+}
+"""What a finished run holds beside its checkpoints."""
+IN_CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+
+
+def write_rows(file: Path, kind: str, count: int, seed: int) -> str:
+    """Made-up rows of a kind (classification, regression, completion) as JSON lines; returns the file's name."""
+    labels: list[Any] = [0.0, 0.5, 1.0] if kind == "regression" else [0, 1]
+    rows = completion_rows(count, seed) if kind == "completion" else text_rows(count, seed, labels, pair=False)
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        if isinstance(row, CompletionRow):
+            lines.append({"prompt": row.prompt, "target": row.target})
+        else:
+            assert isinstance(row, TextRow)
+            label = row.label if kind == "regression" else ("bad", "good")[int(row.label or 0)]
+            lines.append({"text": row.text, "label": label})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(file)
+
+
+def recipe_file(folder: Path, base: Path, kind: str = "classification", rows: int = 20, **sections: Any) -> Path:
+    """A recipe and its data, 20 rows for training and 10 for validation; `sections` replace single keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data: dict[str, Any] = {
+        "name": "small",
+        "model": {"base": str(base)},
+        "method": {"name": "lora", "rank": 2, "alpha": 4},
+        "task": {
+            "name": "custom",
+            "kind": kind,
+            "train": write_rows(folder / "train.jsonl", kind, rows, 1),
+            "validation": write_rows(folder / "validation.jsonl", kind, 10, 2),
+        },
+        "train": {"epochs": 2, "batch_size": 8, "lr": 0.01, "warmup": None},
+    }
+    if kind == "completion":
+        data["generate"] = {"max_new_tokens": 4}
+    for section, values in sections.items():
+        data[section] = {**data.get(section, {}), **values}
+        data[section] = {key: value for key, value in data[section].items() if value != "absent"}
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(data, indent=1))  # JSON is YAML
+    return file
+
+
+def small_recipe(folder: Path, base: Path, kind: str = "classification", rows: int = 20, **sections: Any) -> Recipe:
+    """`recipe_file`, loaded."""
+    return load(recipe_file(folder, base, kind, rows, **sections))
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train in silence."""
+    return train(recipe, out, Silent(), resume=resume, overwrite=overwrite)
+
+
+def history(out: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl (of some kinds) without the times."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in lines
+        if not kinds or line["kind"] in kinds
+    ]
+
+
+def losses(out: Path) -> list[float]:
+    """The training loss of every step."""
+    return [line["loss"] for line in history(out, "log")]
+
+
+def files(out: Path) -> set[str]:
+    """Every file of a run, hidden ones too, by its path in it."""
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def expected_files(steps: Sequence[int]) -> set[str]:
+    """What `files` must be for a finished run with checkpoints at these steps."""
+    return FILES | {f"checkpoints/step-{step}/{name}" for step in steps for name in IN_CHECKPOINT}
+
+
+def same_result(one: Path, other: Path) -> None:
+    """Fails unless two runs have equal adapters, histories and metrics."""
+    assert history(one) == history(other)
+    assert (one / "adapter.safetensors").read_bytes() == (other / "adapter.safetensors").read_bytes()
+    for name in ("metrics", "best_step", "steps", "epochs"):
+        assert report(one)[name] == report(other)[name]
+
+
+def report(out: Path) -> dict[str, Any]:
+    """report.json."""
+    read: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return read

@@ -1,0 +1,238 @@
+"""Losses and metrics of a split, as a loop over single rows would find them."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lorakit.data.encode import encode
+from lorakit.data.rows import ChatRow, CompletionRow, Message, TextRow
+from lorakit.errors import DataError, RecipeError
+from lorakit.evaluate import (
+    SplitData,
+    Subject,
+    evaluate,
+    predict,
+    read_split,
+    records,
+    resolve_precision,
+    token_limit,
+    write_records,
+)
+from lorakit.model import Base, Head, prepare
+from lorakit.objective import objective
+from lorakit.progress import Silent
+from lorakit.recipe import Generate
+from lorakit.tasks import E2E, Custom, Glue
+from lorakit.tasks.base import Task
+from lorakit.tiny import make_tiny_base
+
+Tiny = Callable[[str], Path]
+CPU = torch.device("cpu")
+
+
+def subject(base: Path, task: Task, smoothing: float = 0.0) -> Subject:
+    prepared = prepare(Base(base=str(base)), [], Head(task.kind, task.labels), seed=0)
+    loss = objective(task.kind, prepared.model, smoothing)
+    return Subject(prepared.model, prepared.tokenizer, loss, CPU)
+
+
+def split(of: Subject, rows: list[Any], name: str = "validation") -> SplitData:
+    return SplitData(name, rows, encode(rows, of.tokenizer, 100))
+
+
+def texts(labels: tuple[float | int | None, ...]) -> list[Any]:
+    """Pairs of random lengths, one per label, so that a batch by length has another order."""
+    rng = np.random.default_rng(0)
+    words = ["".join(chr(97 + int(c)) for c in rng.integers(0, 26, int(n))) for n in rng.integers(1, 30, len(labels))]
+    return [TextRow(word, word[::-1], label) for word, label in zip(words, labels, strict=True)]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "gpt2"])
+def test_classification_equals_a_loop(one_thread: None, tmp_path: Path, model_type: str) -> None:
+    task = Glue(subset="mrpc")
+    loud = make_tiny_base(model_type, tmp_path / "base", seed=2, initializer_range=0.5)  # rows get different classes
+    of = subject(loud, task, smoothing=0.3)
+    rows = texts((1, 0, 1, 1, 0, 1, 0, 0, 1))
+    of.model.train()
+    found = evaluate(of, task, split(of, rows), None, Silent())
+    assert of.model.training, "the mode is put back"
+
+    of.model.eval()
+    with torch.no_grad():
+        logits = [of.model(**of.tokenizer(row.text, row.pair, return_tensors="pt")).logits[0] for row in rows]
+    assert found.predictions == [int(row.argmax()) for row in logits]
+    assert len(set(found.predictions)) == 2
+    hits = [p == row.label for p, row in zip(found.predictions, rows, strict=True)]
+    losses = [float(F.cross_entropy(one, torch.tensor(row.label))) for one, row in zip(logits, rows, strict=True)]
+    assert found.metrics == {
+        "loss": pytest.approx(sum(losses) / 9, rel=1e-5),
+        "accuracy": pytest.approx(sum(hits) / 9),
+        "f1": pytest.approx(_f1(found.predictions, [row.label for row in rows])),
+    }
+    assert found.records[2] == {
+        "text": rows[2].text,
+        "pair": rows[2].pair,
+        "prediction": task.labels[found.predictions[2]],
+        "label": "equivalent",
+    }
+
+
+def _f1(predictions: list[Any], labels: list[Any]) -> float:
+    both = sum(p == label == 1 for p, label in zip(predictions, labels, strict=True))
+    return 2 * both / (sum(predictions) + sum(labels))
+
+
+def test_regression_and_unlabelled(tiny: Tiny) -> None:
+    task = Glue(subset="stsb")
+    of = subject(tiny("bert"), task)
+    rows = texts((0.5, 5.0, 2.5))
+    found = evaluate(of, task, split(of, rows), None, Silent())
+    with torch.no_grad():
+        numbers = [float(of.model(**of.tokenizer(row.text, row.pair, return_tensors="pt")).logits) for row in rows]
+    assert found.predictions == pytest.approx(numbers, rel=1e-4, abs=1e-6)
+    errors = [(number - row.label) ** 2 for number, row in zip(numbers, rows, strict=True)]
+    assert found.metrics["loss"] == pytest.approx(sum(errors) / 3, rel=1e-5)
+    assert list(found.metrics) == ["loss", "pearson", "spearman"]
+
+    hidden = predict(of, task, split(of, texts((None, None, None)), "test"), None, Silent())
+    assert hidden.predictions == pytest.approx(numbers, rel=1e-4, abs=1e-6)
+    assert hidden.metrics == {}
+    assert "label" not in hidden.records[0]
+
+
+def test_generation_equals_a_loop(tiny: Tiny) -> None:
+    """Two references for the first prompt: one prediction; the loss is over all rows and their end tokens."""
+    task = E2E()
+    of = subject(tiny("gpt2"), task, smoothing=0.3)
+    rows = [
+        CompletionRow("name : A", " Some A .", "eos"),
+        CompletionRow("name : A | area : old docks", " B", "eos"),
+        CompletionRow("name : A", " A place named A .", "eos"),
+    ]
+    data = split(of, rows)
+    found = evaluate(of, task, data, Generate(max_new_tokens=5), Silent())
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            target = [*of.tokenizer(row.target)["input_ids"], of.tokenizer.eos_token_id]
+            prompt = [*of.tokenizer(row.prompt)["input_ids"], of.tokenizer.eos_token_id]
+            logits = of.model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+            total += float(F.cross_entropy(logits, torch.tensor(target), reduction="sum"))
+            count += len(target)
+    assert found.metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert set(found.metrics) == {"loss", "bleu"}
+    assert [(record["prompt"], record["references"]) for record in found.records] == [
+        ("name : A", ["Some A .", "A place named A ."]),
+        ("name : A | area : old docks", ["B"]),
+    ]
+    assert found.predictions == [record["prediction"] for record in found.records]
+
+    hidden = [CompletionRow(row.prompt, None, "eos") for row in rows]
+    blind = predict(of, task, split(of, hidden, "test"), Generate(max_new_tokens=5), Silent())
+    assert (blind.predictions, blind.metrics) == (found.predictions, {})
+    assert [record["references"] for record in blind.records] == [[], []]
+
+
+def test_chat_records_show_the_conversation(tiny: Tiny, tmp_path: Path) -> None:
+    task = Custom(kind="chat", train="x.jsonl")
+    user, assistant = Message(role="user", content="hé"), Message(role="assistant", content=" Yes. ")
+    found = records(task, [ChatRow((user, assistant)), ChatRow((user,))], ["No."])
+    assert found == [{"prompt": [user], "prediction": "No.", "references": ["Yes."]}]
+    write_records(tmp_path / "new" / "p.jsonl", found * 2)
+    lines = (tmp_path / "new" / "p.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == found * 2 and "hé" in lines[0]
+
+
+def test_mode_is_restored_after_an_error(tiny: Tiny) -> None:
+    of = subject(tiny("bert"), Glue(subset="cola"))
+    of.model.train()
+    with pytest.raises(ZeroDivisionError), of.evaluating():
+        assert not of.model.training and not torch.is_grad_enabled()
+        1 / 0  # noqa: B018
+    assert of.model.training and torch.is_grad_enabled()
+
+
+def test_precision_is_that_of_the_computation(tiny: Tiny) -> None:
+    of = subject(tiny("bert"), Glue(subset="cola"))
+    half = Subject(of.model, of.tokenizer, of.objective, CPU, "bfloat16")
+    square = torch.ones(2, 2)
+    with of.autocast():
+        assert (square @ square).dtype == torch.float32
+    with half.autocast():
+        assert (square @ square).dtype == torch.bfloat16
+
+
+def test_first_rows(tiny: Tiny) -> None:
+    of = subject(tiny("gpt2"), E2E())
+    rows = [CompletionRow("p", "x" * size, "eos") for size in (3, 200, 4, 5)]  # the second is dropped
+    data = split(of, rows)
+    assert [item.row for item in data.first(3).encoded.items] == [0, 2]
+    assert len(data.first(3).rows) == 3
+    assert data.first(None) is data and data.first(4) is data
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "device", "expected"),
+    [
+        ("auto", "auto", "cpu", "float32"),
+        ("auto", "auto", "cuda", "bfloat16"),
+        ("auto", "float32", "cuda", "bfloat16"),
+        ("auto", "bfloat16", "cpu", "bfloat16"),
+        ("auto", "float16", "cuda", "float16"),
+        ("float32", "auto", "cuda", "float32"),
+        ("float16", "auto", "cuda", "float16"),
+        ("bfloat16", "float32", "cpu", "bfloat16"),
+        ("float16", "auto", "cpu", "train.precision: float16 needs a GPU"),
+        ("auto", "float16", "cpu", "model.dtype: float16 needs a GPU"),
+    ],
+)
+def test_resolve_precision(precision: str, dtype: str, device: str, expected: str) -> None:
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(precision=precision), model=SimpleNamespace(dtype=dtype))
+    if "needs" in expected:
+        with pytest.raises(RecipeError, match=expected):
+            resolve_precision(recipe, torch.device(device))
+    else:
+        assert resolve_precision(recipe, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "limit"),
+    [(None, None, 512), (None, 128, 128), (None, 2048, 512), (768, 2048, 768), (768, None, 768), (128, 128, 128)],
+)
+def test_token_limit(asked: int | None, available: int | None, limit: int) -> None:
+    prepared: Any = SimpleNamespace(max_tokens=available)
+    assert token_limit(Glue(subset="cola", max_length=asked), prepared) == limit
+
+
+def test_token_limit_beyond_the_model() -> None:
+    prepared: Any = SimpleNamespace(max_tokens=128)
+    with pytest.raises(RecipeError, match="task.max_length: 129 exceeds the 128 positions"):
+        token_limit(Glue(subset="cola", max_length=129), prepared)
+
+
+def test_read_split_adds_up_what_was_dropped(tiny: Tiny, tmp_path: Path) -> None:
+    of = subject(tiny("gpt2"), E2E())
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "p", "target": "x" * n}) + "\n" for n in (3, 50, 4)))
+    task = Custom(kind="completion", train=str(file), max_length=10)
+    prepared: Any = SimpleNamespace(tokenizer=of.tokenizer, max_tokens=128)
+    data = read_split(task, "train", prepared, Silent())
+    assert (len(data.rows), len(data.encoded), data.labelled) == (3, 2, True)
+    assert data.dropped == {"target longer than max_length (10 tokens)": 1}
+    with pytest.raises(DataError):
+        read_split(task, "test", prepared, Silent())
+
+
+def test_no_targets_no_loss(tiny: Tiny) -> None:
+    of = subject(tiny("bert"), Glue(subset="cola"))
+    found = evaluate(of, Glue(subset="cola"), split(of, [TextRow("a"), TextRow("b")]), None, Silent())
+    assert found.metrics == {} and len(found.predictions) == 2
+    assert not any(math.isnan(float(value)) for value in found.predictions)

@@ -1,0 +1,161 @@
+"""Summed losses: equal to the references', and the same gradient however a step is cut."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lorakit.data.collate import Batch, collate
+from lorakit.data.encode import IGNORE, Item
+from lorakit.objective import ClassLoss, NumberLoss, TokenLoss, objective
+
+Tiny = Callable[[str], Path]
+
+
+def language_model(tiny: Tiny, model_type: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny(model_type), dtype=torch.float64).train()
+
+
+def classifier(tiny: Tiny, labels: int) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(
+        tiny("bert"), num_labels=labels, dtype=torch.float64
+    ).eval()
+
+
+def token_items(count: int = 8) -> list[Item]:
+    """Rows of random lengths, each position after the first a target or not at random; at least one is."""
+    rng = np.random.default_rng(0)
+    items = []
+    for row in range(count):
+        length = int(rng.integers(3, 14))
+        ids = rng.integers(2, 250, length).astype(np.int32)
+        labels = np.where(rng.random(length) < 0.5, ids, IGNORE).astype(np.int64)
+        labels[0], labels[-1] = IGNORE, ids[-1]
+        items.append(Item(ids, labels, None, row))
+    return items
+
+
+def gradients(model: Any, loss: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def no_dropout(model: Any) -> Any:
+    """In train mode, since smoothing acts there, but with nothing drawn."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
+            module.attention_dropout = 0.0
+    return model
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_token_loss_is_transformers_own(tiny: Tiny, model_type: str) -> None:
+    """GPT-2's embeddings are tied to its head: their gradient has both parts."""
+    model = no_dropout(language_model(tiny, model_type))
+    batch = collate(token_items(4), pad_id=0)
+    count = int((batch.labels != IGNORE).sum())
+    reference = model(**batch.inputs, labels=batch.labels).loss
+    expected = gradients(model, reference * count)
+    loss, logits = TokenLoss(model)(model, batch)
+    assert logits.shape == (count, model.config.vocab_size)
+    torch.testing.assert_close(loss, reference * count, rtol=1e-6, atol=0)
+    found = gradients(model, loss)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_label_smoothing_is_torchs_on_full_logits_and_off_in_evaluation(tiny: Tiny) -> None:
+    model = no_dropout(language_model(tiny, "gpt2"))
+    batch = collate(token_items(3), pad_id=0)
+    full = model(**batch.inputs).logits[:, :-1].flatten(0, 1).float()
+    targets = batch.labels[:, 1:].flatten()
+    loss = TokenLoss(model, label_smoothing=0.1)
+    for training, smoothing in ((True, 0.1), (False, 0.0)):
+        model.train(training)
+        expected = F.cross_entropy(full, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
+        torch.testing.assert_close(loss(model, batch)[0], expected)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_head_sees_target_rows_only_and_is_whole_again_after(tiny: Tiny, model_type: str) -> None:
+    model = language_model(tiny, model_type)
+    loss = TokenLoss(model)
+    seen: list[tuple[int, ...]] = []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    batch = collate(token_items(4), pad_id=0)
+    loss(model, batch)
+    assert seen == [(int((batch.labels != IGNORE).sum()), model.config.vocab_size)]
+    assert model(**batch.inputs).logits.shape[:2] == batch.labels.shape
+
+    with pytest.raises(RuntimeError):  # after a failed forward too
+        loss(model, Batch({"input_ids": batch.inputs["input_ids"].float()}, batch.labels))
+    assert model(**batch.inputs).logits.shape[:2] == batch.labels.shape
+
+
+def test_nothing_to_learn_is_zero(tiny: Tiny) -> None:
+    model = language_model(tiny, "llama")
+    item = Item(np.array([5, 6, 7], dtype=np.int32), np.full(3, IGNORE), None, 0)
+    loss, logits = TokenLoss(model, label_smoothing=0.1)(model, collate([item], 0))
+    assert loss.item() == 0 and logits.shape[0] == 0
+    assert all(float(gradient.abs().max()) == 0 for gradient in gradients(model, loss))
+
+
+def test_class_loss(tiny: Tiny) -> None:
+    model = classifier(tiny, 3).train()
+    no_dropout(model)
+    inputs = collate(token_items(4), 0).inputs
+    labels = torch.tensor([2, 0, IGNORE, 1])
+    logits = model(**inputs).logits.float()
+    nll = -logits.log_softmax(-1)
+    known = [(0, 2), (1, 0), (3, 1)]
+    by_hand = sum(0.8 * nll[row, label] + 0.2 * nll[row].mean() for row, label in known)
+    loss, found = ClassLoss(0.2)(model, Batch(inputs, labels))
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(found, logits)
+    model.eval()
+    torch.testing.assert_close(ClassLoss(0.2)(model, Batch(inputs, labels))[0], sum(nll[r, c] for r, c in known))
+
+
+def test_number_loss(tiny: Tiny) -> None:
+    model = classifier(tiny, 1)
+    inputs = collate(token_items(3), 0).inputs
+    labels = torch.tensor([2.5, -100.0, 0.0])  # a temperature may be -100
+    loss, logits = NumberLoss()(model, Batch(inputs, labels))
+    torch.testing.assert_close(loss, ((logits[:, 0] - labels) ** 2).sum())
+    assert loss > 10_000
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_any_cut_of_a_step_gives_the_same_gradient(
+    tiny: Tiny, model_type: str, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # the loss in float64 too: only the order of sums differs
+    model = no_dropout(language_model(tiny, model_type))
+    loss = TokenLoss(model, smoothing)
+    items = token_items(8)
+    found = []
+    for size in (8, 4, 1):
+        parts = [loss(model, collate(items[start : start + size], 0))[0] for start in range(0, 8, size)]
+        found.append(gradients(model, sum(parts[1:], parts[0])))
+    for other in found[1:]:
+        for ours, theirs in zip(other, found[0], strict=True):
+            assert float((ours - theirs).norm()) <= 1e-9 * max(float(theirs.norm()), 1e-6)
+
+
+def test_of_kind(tiny: Tiny) -> None:
+    model = language_model(tiny, "gpt2")
+    assert isinstance(objective("classification", model), ClassLoss)
+    assert isinstance(objective("regression", model), NumberLoss)
+    assert isinstance(objective("generation", model), TokenLoss)

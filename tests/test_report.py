@@ -1,0 +1,100 @@
+"""What a finished run tells."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorakit.report import markdown, metric_rows, paper_line, shown, summary_rows, table, write_report
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "recipe": {"name": "tiny_mnli", "model": {"base": "some/base"}, "train": {"select": "accuracy"}},
+        "status": "finished",
+        "metrics": {
+            "validation": {"loss": 0.51234, "accuracy": 0.8754},
+            "validation_mismatched": {"loss": 0.6, "accuracy": 0.87},
+        },
+        "best_step": 40,
+        "select": "accuracy",
+        "steps": 50,
+        "epochs": 2.5,
+        "parameters": {"total": 2_000_000, "trainable": 10_000, "method": 4_000, "head": 6_000},
+        "targets": {"q": 12, "v": 12},
+        "rows": {"train": 1234, "validation": 56},
+        "truncated": {"train": 3, "validation": 0},
+        "dropped": {"train": {"label -": 7}, "validation": {}},
+        "seconds": 61.25,
+        "tokens_per_second": 1234.5,
+        "peak_memory_bytes": 3 * 2**20,
+        "adapter_bytes": 2**19,
+        "versions": {"lorakit": "0.1", "torch": "2.13"},
+        "device": "cpu",
+        "seed": 0,
+        "paper": None,
+    }
+    return found | changes
+
+
+PAPER = {"source": "Table 2", "metric": "accuracy", "value": 87.5, "std": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"), [("bleu", 0.684, "68.40"), ("loss", 0.5, "0.5000"), ("nist", 8.6512, "8.6512")]
+)
+def test_shown(metric: str, value: float, text: str) -> None:
+    assert shown(metric, value) == text
+
+
+def test_table() -> None:
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def test_metric_rows_of_splits_with_different_metrics() -> None:
+    assert metric_rows({"train": {"loss": 1.0}, "test": {"loss": 2.0, "f1": 0.5}}) == (
+        ["metric", "train", "test"],
+        [["loss", "1.0000", "2.0000"], ["f1", "–", "50.00"]],
+    )
+
+
+def test_paper_beside_what_was_measured() -> None:
+    assert paper_line(report()) is None
+    assert paper_line(report(paper=PAPER)) == (
+        "accuracy: 87.54 measured on validation, 87.5 ± 0.3 in the paper (Table 2)"
+    )
+    assert "87.5 in" in str(paper_line(report(paper=PAPER | {"std": None})))
+    assert paper_line(report(paper=PAPER, metrics={})) is None
+
+
+def test_summary() -> None:
+    rows = dict(summary_rows(report()))
+    assert rows["trained parameters"] == "10,000 (0.50 % of 2,000,000)"
+    assert rows["targets"] == "q (12), v (12)"
+    assert rows["truncated rows"] == "train 3"
+    assert rows["dropped rows"] == "train: label - 7"
+    assert rows["steps"] == "50 (2.50 epochs); the adapter is that of step 40"
+    assert rows["training time"] == "61.2 s, 1,234 tokens/s"
+    assert (rows["peak memory"], rows["adapter"]) == ("3 MiB", "0.50 MiB")
+    bare = dict(summary_rows(report(tokens_per_second=None, truncated={"train": 0}, dropped={})))
+    assert (bare["training time"], bare["truncated rows"], bare["dropped rows"]) == ("61.2 s", "none", "none")
+
+
+def test_page() -> None:
+    page = markdown(report(paper=PAPER))
+    assert page.startswith("# tiny_mnli\n")
+    assert "| accuracy | 87.54 | 87.00 |\n" in page
+    assert "in the paper (Table 2)" in page
+    assert "was chosen on the validation split" in page
+    assert "Seed 0; lorakit 0.1, torch 2.13." in page
+    last = report()
+    last["recipe"]["train"]["select"] = "last"
+    assert "was chosen" not in markdown(last)
+
+
+def test_files(tmp_path: Path) -> None:
+    write_report(tmp_path, report())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert json.loads((tmp_path / "report.json").read_text()) == report()
+    assert (tmp_path / "report.md").read_text() == markdown(report())

@@ -1,0 +1,155 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import IN_CHECKPOINT, run, small_recipe
+from torch import nn
+
+from lorakit.checkpoint import CHECKPOINTS, Provenance
+from lorakit.errors import CheckpointError
+from lorakit.training.state import (
+    Best,
+    TrainingState,
+    newest_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+    sweep,
+)
+
+PROVENANCE = Provenance(1, [], "base", None, "f" * 64)
+
+
+def trained() -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
+    """AdamW after two steps, whose second left one parameter without a gradient."""
+    torch.manual_seed(0)
+    parameters = {"layer.A": nn.Parameter(torch.randn(3, 2)), "layer.B": nn.Parameter(torch.randn(4))}
+    optimizer = torch.optim.AdamW(parameters.values())
+    for names in (("layer.A", "layer.B"), ("layer.A",)):
+        optimizer.zero_grad()
+        for name in names:
+            parameters[name].grad = torch.randn_like(parameters[name])
+        optimizer.step()
+    return optimizer, parameters
+
+
+def save(directory: Path, step: int, best: int | None = None, evaluated: bool = True) -> Path:
+    optimizer, parameters = trained()
+    state = TrainingState(step, tokens=100 * step, best=Best(best, 0.5, 1), evaluated=evaluated)
+    adapter = {name: parameter.detach() + step for name, parameter in parameters.items()}
+    return save_checkpoint(directory, state, adapter, PROVENANCE, (optimizer, parameters))
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in (directory / CHECKPOINTS).iterdir()}
+
+
+def test_a_checkpoint_s_files(tmp_path: Path) -> None:
+    assert {path.name for path in save(tmp_path, 3).iterdir()} == set(IN_CHECKPOINT)
+    assert names(tmp_path) == {"step-3"}
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    save(tmp_path, 3, best=2)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found[0].name, found[1].step, found[1].tokens) == ("step-3", 3, 300)
+    assert found[1].best == Best(2, 0.5, 1)
+    assert torch.equal(found[2]["layer.B"], trained()[1]["layer.B"].detach() + 3)
+
+
+def test_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 3)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    results = []
+    for restored in (False, True):
+        optimizer, parameters = trained()
+        if restored:
+            optimizer = torch.optim.AdamW(parameters.values())
+            restore_optimizer(checkpoint, found[1], optimizer, parameters)
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        results.append([parameter.detach().clone() for parameter in parameters.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert found[1].steps == {"layer.A": {"step": 2.0}, "layer.B": {"step": 1.0}}
+
+
+def test_newest_and_best_stay(tmp_path: Path) -> None:
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 3), (5, 3)):
+        save(tmp_path, step, best)
+    assert names(tmp_path) == {"step-3", "step-5"}
+
+
+def test_newest_is_by_number_and_not_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 9, best=9)
+    save(tmp_path, 10, best=9)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1].step == 10
+
+
+def test_the_same_step_again_updates_the_state_alone(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 3, evaluated=False)
+    before = {name: (checkpoint / name).stat().st_ino for name in IN_CHECKPOINT}
+    save(tmp_path, 3, best=3)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1].evaluated
+    assert (checkpoint / "adapter.safetensors").stat().st_ino == before["adapter.safetensors"]
+
+
+@pytest.mark.parametrize("name", IN_CHECKPOINT)
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
+    save(tmp_path, 2, best=2)
+    file = save(tmp_path, 4, best=2) / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1].step == 2
+
+
+def test_none_where_there_is_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    (save(tmp_path, 1) / "state.json").write_text("{}")
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_sweep_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    kept = save(tmp_path, 2, best=2)
+    shutil.copytree(kept, kept.parent / "step-4")
+    (kept.parent / ".step-6.x1y2z3ab").mkdir()
+    (tmp_path / ".metrics.jsonl.x1y2z3ab").write_text("torn")
+    (tmp_path / ".hidden").write_text("somebody's own")
+    (tmp_path / "notes.txt").write_text("somebody's own")
+    sweep(tmp_path, kept)
+    assert names(tmp_path) == {"step-2"}
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINTS, ".hidden", "notes.txt"}
+    sweep(tmp_path, None)
+    assert names(tmp_path) == set()
+
+
+def test_the_optimizer_s_moments_are_those_of_what_is_trained(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    run(small_recipe(tmp_path, tiny("bert")), tmp_path / "run")
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "step-6"
+    adapter = load_file(checkpoint / "adapter.safetensors")
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    assert set(moments) == {f"{name}/{key}" for name in adapter for key in ("exp_avg", "exp_avg_sq")}
+    assert all(tensor.shape == adapter[name.rpartition("/")[0]].shape for name, tensor in moments.items())
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    run(small_recipe(tmp_path / "a", tiny("bert"), method={"rank": 4}), tmp_path / "a/run")
+    recipe = small_recipe(tmp_path / "b", tiny("bert"))
+    run(recipe, tmp_path / "b/run")
+    shutil.rmtree(tmp_path / "b/run/checkpoints")
+    shutil.copytree(tmp_path / "a/run/checkpoints", tmp_path / "b/run/checkpoints")
+    with pytest.raises(CheckpointError, match="has shape"):
+        run(recipe, tmp_path / "b/run", resume=True)
