@@ -1,0 +1,235 @@
+"""PEFT's LoRA format: `adapter_config.json` and `adapter_model.safetensors`, as PEFT 0.21 writes them."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lorakit.checkpoint import head_of
+from lorakit.errors import MergeError
+from lorakit.export.base import Exporter, Read, whole_tensors
+from lorakit.merge_plan import adapted_layers
+from lorakit.methods.lora import LoRA, LoRALayer, LowRank, LowRankEdit, RowBlocks
+from lorakit.weights import read_header
+
+if TYPE_CHECKING:
+    from lorakit.checkpoint import Opened
+    from lorakit.model import Prepared
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+VERSION = "0.21.2"
+"""Of PEFT, whose format this is."""
+
+_PREFIX = "base_model.model."
+_SUFFIXES = {
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_embedding_A": "A",
+    ".lora_embedding_B": "B",
+}
+
+
+class Peft(Exporter):
+    """An adapter that `PeftModel.from_pretrained` loads."""
+
+    name: Literal["peft"] = "peft"
+
+    def write(self, opened: "Opened", out: Path) -> None:
+        """See `Exporter`."""
+        layers = _lora_layers(opened.prepared.model)
+        pairs = {path: _pair(layer) for path, layer in layers.items()}
+        tensors: dict[str, Tensor] = {}
+        for path, pair in pairs.items():
+            a, b = ("A", "B") if not isinstance(layers[path].frozen, nn.Embedding) else ("embedding_A", "embedding_B")
+            ending = ".weight" if a == "A" else ""
+            tensors[f"{_PREFIX}{path}.lora_{a}{ending}"] = pair.a
+            tensors[f"{_PREFIX}{path}.lora_{b}{ending}"] = pair.b
+        whole = whole_tensors(opened)
+        saved = _saved_modules(opened.prepared, whole, layers)
+        biases = [name for name in whole if not _inside(name, saved)]
+        tensors |= {_whole_key(name, layers): value for name, value in whole.items()}
+        config = _config(opened, layers, pairs)
+        config["modules_to_save"] = saved or None
+        config["bias"] = _bias_mode(biases, layers)
+        (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        contiguous = {key: value.contiguous() for key, value in tensors.items()}
+        (out / WEIGHTS).write_bytes(save(contiguous, metadata={"format": "pt"}))
+
+    def read(self, opened: "Opened", out: Path) -> Read:
+        """See `Exporter`."""
+        config = json.loads((out / CONFIG).read_text())
+        read_header(out / WEIGHTS)
+        factors: dict[str, dict[str, Tensor]] = {}
+        tensors: dict[str, Tensor] = {}
+        for key, value in load((out / WEIGHTS).read_bytes()).items():
+            if not key.startswith(_PREFIX):
+                raise MergeError(f"{key}: PEFT would ignore it: it does not begin with {_PREFIX}")
+            name = key.removeprefix(_PREFIX)
+            suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+            if suffix is None:
+                tensors[name.replace(".base_layer.", ".")] = value
+            else:
+                factors.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
+        layers = adapted_layers(opened.prepared.model)
+        targets = config["target_modules"]
+        edits = {}
+        for path, pair in factors.items():
+            if not any(path == target or path.endswith(f".{target}") for target in targets):
+                raise MergeError(f"{path}: PEFT would ignore it: target_modules do not name it")
+            left, right = pair["B"] * _scaling(config, path, pair["A"].shape[0]), pair["A"]
+            flip = path in layers and _transposed(layers[path].frozen)
+            edits[path] = LowRankEdit(right.T, left.T) if flip else LowRankEdit(left, right)
+        return Read(edits, tensors)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The low-rank pair of a module: ΔW = scaling · b · a, of shapes (out, r) and (r, in)."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+def _lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
+    layers = adapted_layers(model)
+    if not layers:
+        raise MergeError("this run adapts no matrix, and PEFT's format holds low-rank updates; use lorakit merge")
+    foreign = [path for path, layer in layers.items() if not isinstance(layer, LoRALayer)]
+    if foreign:
+        raise MergeError(f"{foreign[0]}: {type(layers[foreign[0]]).__name__} has no form in PEFT; use lorakit merge")
+    return {path: layer for path, layer in layers.items() if isinstance(layer, LoRALayer)}
+
+
+def _pair(layer: LoRALayer) -> _Pair:
+    """The layer's update as one pair; row blocks become one pair of their ranks' sum, with each B in its own rows.
+
+    Where the blocks' scalings differ, each B takes up what its own differs from the first's.
+    """
+    update = layer.update
+    if isinstance(update, LowRank):
+        return _Pair(update.A.detach(), update.B.detach(), update.scaling)
+    assert isinstance(update, RowBlocks)
+    blocks = update.pairs()
+    scaling = next(iter(blocks.values())).scaling
+    a = torch.cat([block.A.detach() for block in blocks.values()])
+    b = a.new_zeros(update.out_features, a.shape[0])
+    column = 0
+    for name, block in blocks.items():
+        rank = block.A.shape[0]
+        b[update.rows[name], column : column + rank] = block.B.detach() * (block.scaling / scaling)
+        column += rank
+    return _Pair(a, b, scaling)
+
+
+def _config(opened: "Opened", layers: Mapping[str, LoRALayer], pairs: Mapping[str, _Pair]) -> dict[str, Any]:
+    prepared = opened.prepared
+    rslora = any(isinstance(method, LoRA) and method.rslora for method in prepared.methods)
+    alphas = {path: _alpha(pair, rslora) for path, pair in pairs.items()}
+    (rank, alpha), _ = Counter((pair.rank, alphas[path]) for path, pair in pairs.items()).most_common(1)[0]
+    dropouts = {module.p for layer in layers.values() for module in [layer.dropout] if isinstance(module, nn.Dropout)}
+    return {
+        "peft_type": "LORA",
+        "peft_version": VERSION,
+        "task_type": "CAUSAL_LM" if head_of(opened.recipe).kind == "generation" else "SEQ_CLS",
+        "base_model_name_or_path": prepared.located.name,
+        "revision": prepared.located.revision,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": max(dropouts, default=0.0),
+        "rank_pattern": {re.escape(path): pair.rank for path, pair in pairs.items() if pair.rank != rank},
+        "alpha_pattern": {re.escape(path): value for path, value in alphas.items() if value != alpha},
+        "target_modules": _targets(prepared.model, layers),
+        "fan_in_fan_out": any(type(layer.frozen).__name__ == "Conv1D" for layer in layers.values()),
+        "use_rslora": rslora,
+        "use_dora": False,
+    }
+
+
+def _alpha(pair: _Pair, rslora: bool) -> int | float:
+    """The alpha that gives the pair's scaling; whole where it is whole but for the division's last digits."""
+    alpha = round(pair.scaling * (math.sqrt(pair.rank) if rslora else pair.rank), 12)
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """The scaling that PEFT gives a module: the first pattern that matches the end of its path counts."""
+
+    def of(patterns: Mapping[str, Any], default: Any) -> Any:
+        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+    r = of(config["rank_pattern"], config["r"])
+    alpha = of(config["alpha_pattern"], config["lora_alpha"])
+    if r != rank:
+        raise MergeError(f"{path}: the configuration says rank {r}, the file holds {rank}")
+    return float(alpha / math.sqrt(r) if config["use_rslora"] else alpha / r)
+
+
+def _targets(model: nn.Module, layers: Mapping[str, LoRALayer]) -> list[str]:
+    """The adapted modules' last names where these hit them and nothing else, as people write them; else full paths."""
+    inner = tuple(f"{path}." for path in layers)
+    paths = [path for path, _ in model.named_modules() if path and not path.startswith(inner)]
+    tails = {path.rpartition(".")[2] for path in layers}
+    hit = {path for path in paths if path.rpartition(".")[2] in tails}
+    return sorted(tails if hit == layers.keys() else layers)
+
+
+def _saved_modules(prepared: "Prepared", whole: Mapping[str, Tensor], layers: Mapping[str, LoRALayer]) -> list[str]:
+    """The modules that are trained whole: those of which more than a bias of the base was trained."""
+    row = prepared.row
+    found = []
+    for name in whole:
+        owner, _, last = name.rpartition(".")
+        if last == "bias" and name in prepared.file_names and owner.split(".")[0] not in row.head:
+            continue
+        top = owner.split(".")[0]
+        found.append(top if top in row.head else owner)
+    saved = sorted(set(found))
+    problems = []
+    for path in saved:
+        parts = [f"{path}.{name}" for name, _ in prepared.model.get_submodule(path).named_parameters()]
+        if any(layer == path or layer.startswith(f"{path}.") for layer in layers):
+            problems.append(f"{path}: is both adapted and trained whole, which PEFT cannot express; use lorakit merge")
+        elif missing := [part for part in parts if part not in whole]:
+            problems.append(
+                f"{missing[0]}: is frozen beside trained ones, which PEFT cannot express; use lorakit merge"
+            )
+    if problems:
+        raise MergeError(*problems)
+    return saved
+
+
+def _inside(name: str, saved: list[str]) -> bool:
+    return any(name.startswith(f"{path}.") for path in saved)
+
+
+def _bias_mode(biases: list[str], layers: Mapping[str, LoRALayer]) -> str:
+    if not biases:
+        return "none"
+    return "lora_only" if all(name.removesuffix(".bias") in layers for name in biases) else "all"
+
+
+def _whole_key(name: str, layers: Mapping[str, LoRALayer]) -> str:
+    """PEFT wraps an adapted module, and its bias moves one level down."""
+    path, _, last = name.rpartition(".")
+    return f"{_PREFIX}{path}.base_layer.{last}" if path in layers else f"{_PREFIX}{name}"
+
+
+def _transposed(frozen: nn.Module) -> bool:
+    """Whether the stored weight is (in, out): Conv1D, and tables of embeddings (vocab, dim)."""
+    return isinstance(frozen, nn.Embedding) or type(frozen).__name__ == "Conv1D"

@@ -1,0 +1,116 @@
+"""Predictions for rows that a person gives, or for a split of the task's own data."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.readers import read_lines
+from lorakit.data.rows import Row, prompt_of
+from lorakit.errors import DataError
+from lorakit.evaluate import Evaluation
+from lorakit.progress import Progress
+from lorakit.runtime import write_atomic
+from lorakit.session import Session, open_session
+
+
+def predict_split(
+    run: Path, checkpoint: str | None, split: str, out: Path | None, *, several: bool, progress: Progress
+) -> list[Path]:
+    """Predict a split; a task with a submission format (GLUE's test) writes that instead of JSON lines.
+
+    Args:
+        run: The run directory.
+        checkpoint: "step-N", or None for the published adapter.
+        split: Of the task.
+        out: A file, or, for submissions and for several runs, a directory; None prints.
+        several: Whether this is one of several runs.
+        progress: Shown while it runs.
+
+    Returns:
+        The files written.
+    """
+    session = open_session(run, checkpoint)
+    found = session.predict(session.read(split, progress), progress)
+    submission = session.recipe.task.submission(split, found.predictions)
+    if submission is None:
+        return _write(found, session.recipe.name, out, several)
+    if out is None:
+        sys.stdout.write(submission[1])
+        return []
+    file = out / submission[0]
+    write_atomic(file, submission[1])
+    return [file]
+
+
+def predict_input(
+    run: Path, checkpoint: str | None, source: str, out: Path | None, *, several: bool, progress: Progress
+) -> list[Path]:
+    """Predict rows from a file or standard input: JSON lines of the task's fields, or plain lines.
+
+    Args:
+        run: The run directory.
+        checkpoint: "step-N", or None for the published adapter.
+        source: The file, or - for standard input; blank lines are skipped.
+        out: A file, or, for several runs, a directory; None prints.
+        several: Whether this is one of several runs.
+        progress: Shown while it runs.
+
+    Returns:
+        The files written: one record per line of the source.
+
+    Raises:
+        DataError: The file is missing or empty, or a line does not fit the task.
+    """
+    session = open_session(run, checkpoint)
+    rows = list(_rows(session, source))
+    if not rows:
+        raise DataError(f"{source}: no rows")
+    found = session.predict(session.of_rows(rows), progress)
+    if session.recipe.task.kind == "generation":
+        found = replace(found, records=_per_row(rows, found.records))
+    return _write(found, session.recipe.name, out, several)
+
+
+def _rows(session: Session, source: str) -> Iterator[Row]:
+    name = "standard input" if source == "-" else source
+    for number, line in _typed() if source == "-" else read_lines(Path(source)):
+        if line.strip():
+            where = f"{name}:{number}"
+            yield session.recipe.task.from_input(_fields(line, where), where)
+
+
+def _typed() -> Iterator[tuple[int, str]]:
+    """The lines of standard input; as in files, only line feeds end them."""
+    for number, line in enumerate(sys.stdin, 1):
+        yield number, line.removesuffix("\n").removesuffix("\r")
+
+
+def _per_row(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of distinct prompts → one per row, equal prompts having the same."""
+    prompts = dict.fromkeys(prompt_of(row) for row in rows)
+    of_prompt = dict(zip(prompts, records, strict=True))
+    return [of_prompt[prompt_of(row)] for row in rows]
+
+
+def _fields(line: str, where: str) -> dict[str, Any] | str:
+    """The fields of a JSON line, or the line itself."""
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        fields: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not a JSON object: {error}") from error
+    return fields
+
+
+def _write(found: Evaluation, name: str, out: Path | None, several: bool) -> list[Path]:
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found.records)
+    if out is None:
+        sys.stdout.write(text)
+        return []
+    file = out / f"{name}.{found.split}.jsonl" if several or out.is_dir() else out
+    write_atomic(file, text)
+    return [file]

@@ -1,0 +1,124 @@
+"""A finished run, opened to be evaluated, to predict, to be merged or exported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorakit.checkpoint import Opened, open_run
+from lorakit.data.collate import collate
+from lorakit.data.encode import Encoded, encode
+from lorakit.data.rows import Row
+from lorakit.errors import CheckpointError, DataError
+from lorakit.evaluate import (
+    Evaluation,
+    SplitData,
+    Subject,
+    evaluate,
+    predict,
+    read_split,
+    resolve_precision,
+    token_limit,
+)
+from lorakit.model import Base
+from lorakit.objective import objective
+from lorakit.progress import Progress
+from lorakit.recipe import Recipe
+
+PROBE_ROWS = 16
+"""Real rows on which a merge compares logits."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run, ready to look at rows.
+
+    Args:
+        opened: The run.
+        subject: Its model on the device.
+    """
+
+    opened: Opened
+    subject: Subject
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's resolved recipe."""
+        return self.opened.recipe
+
+    def read(self, split: str, progress: Progress) -> SplitData:
+        """Read and tokenise a split.
+
+        Raises:
+            DataError: The task has no such split, or its file is bad.
+        """
+        known = self.recipe.task.splits
+        if split not in known:
+            raise DataError(f"--split {split}: this task has {', '.join(known)}")
+        return read_split(self.recipe.task, split, self.opened.prepared, progress)
+
+    def evaluate(self, data: SplitData, progress: Progress) -> Evaluation:
+        """The task's metrics on a split.
+
+        Raises:
+            DataError: The split has no labels.
+        """
+        if not data.labelled:
+            raise DataError(f"{data.name}: this split has no labels to compare with; use predict")
+        return evaluate(self.subject, self.recipe.task, data, self.recipe.generate, progress)
+
+    def predict(self, data: SplitData, progress: Progress) -> Evaluation:
+        """Predictions for a split that may have no labels."""
+        return predict(self.subject, self.recipe.task, data, self.recipe.generate, progress)
+
+    def of_rows(self, rows: list[Row], name: str = "input") -> SplitData:
+        """Rows that a person gave, tokenised."""
+        prepared = self.opened.prepared
+        if self.recipe.task.kind == "generation":  # only the prompts are read, and those as they are needed
+            return SplitData(name, rows, encode([], prepared.tokenizer, 1))
+        return SplitData(name, rows, encode(rows, prepared.tokenizer, token_limit(self.recipe.task, prepared)))
+
+
+def open_session(
+    run: Path, checkpoint: str | None = None, *, base_only: bool = False, merged: Path | None = None
+) -> Session:
+    """Open a run for evaluation or prediction.
+
+    Args:
+        run: The run directory.
+        checkpoint: "step-N", or None for the published adapter.
+        base_only: The bare base instead of the adapted model.
+        merged: A merged directory instead of base and adapter.
+
+    Raises:
+        CheckpointError: The run, the checkpoint or the merged directory is missing or damaged.
+    """
+    if merged is not None:
+        if not (merged / "config.json").is_file():
+            raise CheckpointError(f"--merged {merged}: not a merged model: it has no config.json")
+        opened = open_run(run, base_only=True, base=Base(base=str(merged.resolve()), dtype="auto"))
+    else:
+        opened = open_run(run, checkpoint, base_only=base_only)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepared, recipe = opened.prepared, opened.recipe
+    prepared.model.to(device)
+    loss = objective(recipe.task.kind, prepared.model)
+    return Session(opened, Subject(prepared.model, prepared.tokenizer, loss, device, resolve_precision(recipe, device)))
+
+
+def probe_batches(opened: Opened) -> list[dict[str, Tensor]]:
+    """Model inputs of a few real rows, validation's first.
+
+    Raises:
+        DataError: The task's files are not there any more.
+    """
+    task, tokenizer = opened.recipe.task, opened.prepared.tokenizer
+    split = next(name for name in task.splits if name.startswith("validation"))
+    encoded = encode(task.load(split).rows[:PROBE_ROWS], tokenizer, token_limit(task, opened.prepared))
+    return probe_inputs(encoded, tokenizer.pad_token_id)
+
+
+def probe_inputs(encoded: Encoded, pad_id: int) -> list[dict[str, Tensor]]:
+    """Inputs of the first rows, one batch each, so that no padding gets in the way of comparing logits."""
+    return [collate([item], pad_id).inputs for item in encoded.items[:PROBE_ROWS]]
