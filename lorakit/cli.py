@@ -1,0 +1,260 @@
+"""The command line: thin commands, and the only place that prints errors and exits.
+
+Heavy imports stand inside the commands, so that `lorakit --help` answers at once.
+"""
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lorakit import __version__
+from lorakit.errors import LorakitError, RecipeError
+
+if TYPE_CHECKING:
+    from lorakit.progress import Progress
+    from lorakit.recipe import Recipe
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory that train has written.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(metavar="step-N", help="Use this checkpoint instead of the published adapter.")
+]
+Split = Annotated[str, typer.Option(help="train, validation, validation_mismatched or test.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"lorakit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fine-tune language models with LoRA from YAML recipes."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.lr=1e-4")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A tiny random model and made-up rows, two steps: seconds, offline.")
+    ] = False,
+) -> None:
+    """Run a recipe into a run directory."""
+    from lorakit.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    if smoke:
+        _smoke(loaded, out)
+        return
+    from lorakit.training.run import train as run_recipe
+
+    directory = out or Path("runs") / loaded.name
+    run = run_recipe(loaded, directory, _progress(), resume=resume, overwrite=overwrite)
+    if run.main:
+        _show_report(directory)
+
+
+def _smoke(recipe: "Recipe", out: Path | None) -> None:
+    """Train, evaluate, save and merge in a directory of its own, kept only where the person names one."""
+    from lorakit.smoke import smoke
+
+    with tempfile.TemporaryDirectory(prefix="lorakit-smoke-") as scratch:
+        report = smoke(recipe, Path(scratch), out or Path(scratch) / "run", _progress())
+    print(f"smoke: {recipe.name}: trained {report['steps']} steps, evaluated, saved, merged and verified")
+
+
+@app.command("eval")
+def evaluate(
+    run: RunArgument,
+    split: Split = "validation",
+    checkpoint: Checkpoint = None,
+    merged: Annotated[Path | None, typer.Option(help="Evaluate this merged directory instead.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Evaluate the bare base instead.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """The task's metrics for the adapter, a merged directory, or the bare base."""
+    import json
+
+    from lorakit.evaluate import write_records
+    from lorakit.report import metric_rows
+    from lorakit.runtime import json_ready
+    from lorakit.session import open_session
+
+    if merged and base:
+        raise RecipeError("--merged and --base exclude each other")
+    progress = _progress(quiet=json_)
+    session = open_session(run, checkpoint, base_only=base, merged=merged)
+    found = session.evaluate(session.read(split, progress), progress)
+    kind = "base-" if base else "merged-" if merged else f"{checkpoint}-" if checkpoint else ""
+    file = run / "predictions" / f"{kind}{split}.jsonl"
+    write_records(file, found.records)
+    if json_:
+        print(json.dumps(json_ready({"split": split, "metrics": found.metrics})))
+        return
+    header, rows = metric_rows({split: found.metrics})
+    _table(header, rows)
+    print(f"predictions: {file}")
+
+
+@app.command()
+def predict(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or several run directories.")],
+    input_: Annotated[
+        str | None, typer.Option("--input", help="JSONL of the task's fields, or plain lines; - for standard input.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Predict a split of the task's own data.")] = None,
+    checkpoint: Checkpoint = None,
+    out: Annotated[Path | None, typer.Option(help="File (one run) or directory; default: standard output.")] = None,
+) -> None:
+    """Predictions; for GLUE's test split the submission files."""
+    from lorakit.predict import predict_input, predict_split
+
+    if (input_ is None) == (split is None):
+        raise RecipeError("give either --input or --split")
+    progress = _progress(quiet=out is None)
+    for run in runs:
+        if split is not None:
+            files = predict_split(run, checkpoint, split, out, several=len(runs) > 1, progress=progress)
+        else:
+            assert input_ is not None
+            files = predict_input(run, checkpoint, input_, out, several=len(runs) > 1, progress=progress)
+        for file in files:
+            print(f"written: {file}")
+
+
+@app.command()
+def merge(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="The directory to make.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Default: that of the base's files.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    verify: Annotated[
+        Literal["none", "tensors", "logits"], typer.Option(help="How the result is proved against the adapter.")
+    ] = "logits",
+) -> None:
+    """Deployable weights for transformers: streamed, reloaded from disk, proved equal to the adapted model."""
+    from lorakit.checkpoint import open_run
+    from lorakit.merge import merge as write_merged
+    from lorakit.session import probe_batches
+
+    progress = _progress()
+    opened = open_run(run, checkpoint, skeleton=True)
+    batches = probe_batches(opened) if verify == "logits" else []
+    with progress.bar("merge", 100, "%") as bar:
+        done = [0]
+
+        def advance(written: int, total: int) -> None:
+            percent = 100 * written // max(1, total)
+            bar.advance(percent - done[0])
+            done[0] = percent
+
+        report = write_merged(opened, out, dtype, verify, batches, advance)
+    _table(["merged", str(out)], report.rows())
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[str, typer.Option(help="The format: peft.")],
+    out: Annotated[Path, typer.Option(help="The directory to make.")],
+    checkpoint: Checkpoint = None,
+) -> None:
+    """The adapter in another tool's format, loaded back and compared before it is called done."""
+    from lorakit.checkpoint import open_run
+    from lorakit.export import export as write_export
+
+    opened = open_run(run, checkpoint, skeleton=True)
+    report = write_export(opened, to, out)
+    _table(["exported", str(out)], report.rows())
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of recipes, for editors."""
+    import json
+
+    from lorakit.recipe import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+def _progress(quiet: bool = False) -> "Progress":
+    import os
+
+    from lorakit.progress import Silent, for_terminal
+
+    return Silent() if quiet else for_terminal(int(os.environ.get("RANK", "0")) == 0)
+
+
+def _show_report(run: Path) -> None:
+    import json
+
+    from lorakit.report import metric_rows, paper_line, summary_rows
+
+    report = json.loads((run / "report.json").read_text())
+    header, rows = metric_rows(report["metrics"])
+    _table(header, rows)
+    _table(["run", str(run)], summary_rows(report))
+    if line := paper_line(report):
+        print(line)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on a terminal; aligned plain columns in a pipe."""
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        shown = Table(*header, box=box.SIMPLE_HEAD)
+        for row in rows:
+            shown.add_row(*map(str, row))
+        Console(highlight=False).print(shown)
+        return
+    lines = [list(map(str, line)) for line in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exit 0, 1 (the run failed), 2 (the recipe or an argument is wrong), or 128 + signal."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app([word for word in given if word != "--debug"], prog_name="lorakit", standalone_mode=True)
+    except LorakitError as error:
+        if debug:
+            traceback.print_exc()
+        _print_errors(error.problems)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else "; --debug shows where"
+        _print_errors((f"unexpected {type(error).__name__}: {error}{hint}",))
+        sys.exit(1)
+
+
+def _print_errors(problems: Sequence[str]) -> None:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    for problem in problems:
+        print(f"{red}error: {problem}{plain}", file=sys.stderr)

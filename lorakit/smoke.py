@@ -1,0 +1,124 @@
+"""`train --smoke`: the recipe on a tiny random model of its architecture and on made-up rows, through every step.
+
+Seconds, offline: what is replaced is the base, the rows and the sizes; the recipe's methods, task, schedule and all
+code paths stay.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.arch import ARCHITECTURES
+from lorakit.bases import locate
+from lorakit.checkpoint import open_run
+from lorakit.configs import CONFIGS
+from lorakit.errors import DataError, LorakitError, ModelError
+from lorakit.merge import merge
+from lorakit.progress import Progress
+from lorakit.recipe import Recipe
+from lorakit.session import probe_inputs
+from lorakit.tasks.base import Split, Task
+from lorakit.tiny import make_tiny_base
+from lorakit.training.run import train
+
+ROWS = 16
+STEPS = 2
+RANK = 4
+
+
+def model_type_of(base: str, revision: str | None) -> str:
+    """The architecture of a base: from the table, else from the base itself.
+
+    Raises:
+        ModelError: The base is neither known nor here.
+    """
+    if base in CONFIGS:
+        return str(CONFIGS[base]["model_type"])
+    from transformers import AutoConfig
+
+    try:
+        return str(AutoConfig.from_pretrained(locate(base, revision).directory).model_type)
+    except LorakitError as error:
+        raise ModelError(f"--smoke: the architecture of {base} is unknown here: {error}") from error
+
+
+def smoke_recipe(recipe: Recipe, directory: Path) -> Recipe:
+    """The recipe, shrunk.
+
+    Args:
+        recipe: Validated.
+        directory: Where the tiny base is put.
+    """
+    model_type = model_type_of(recipe.model.base, recipe.model.revision)
+    if model_type not in ARCHITECTURES:
+        raise ModelError(f"--smoke: no tiny model is known for the architecture {model_type}")
+    base = make_tiny_base(model_type, directory / "base", seed=recipe.train.seed)
+    model = recipe.model.model_copy(update={"base": str(base), "revision": None, "trust_remote_code": False})
+    task = made_up(recipe.task.model_copy(update={"max_length": 64, "limit": {}}))
+    train = recipe.train.model_copy(
+        update={
+            "epochs": None,
+            "steps": STEPS,
+            "batch_size": min(4, recipe.train.batch_size),
+            "micro_batch_size": "auto" if recipe.train.micro_batch_size == "auto" else min(2, recipe.train.batch_size),
+            "eval_every": STEPS,
+            "save_every": STEPS,
+            "warmup": None,  # with one, the first of two steps would train at rate 0
+        }
+    )
+    update: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "train": train,
+        "method": [_shrunk(m) for m in recipe.method],
+    }
+    if recipe.generate is not None:
+        update["generate"] = recipe.generate.model_copy(update={"max_new_tokens": 4})
+    return recipe.model_copy(update=update)
+
+
+def _shrunk(method: Any) -> Any:
+    """Ranks within the tiny matrices; the scaling alpha / rank changes with them."""
+    update: dict[str, Any] = {}
+    if "rank" in type(method).model_fields:
+        update["rank"] = min(RANK, method.rank)
+        update["ranks"] = {pattern: min(RANK, rank) for pattern, rank in method.ranks.items()}
+    return method.model_copy(update=update)
+
+
+def made_up(task: Task) -> Task:
+    """The task with `sample` in the place of its files."""
+
+    def load(self: Task, split: str) -> Split:
+        rows: Sequence[Any] = self.sample(ROWS, seed=len(split))
+        return Split(rows)
+
+    try:
+        labels = task.labels
+    except DataError:  # the classes would be found in a training file that is not here
+        labels = ("no", "yes")
+    replaced = {"load": load, "labels": property(lambda _: labels), "__doc__": type(task).__doc__}
+    kind: type[Task] = type(f"MadeUp{type(task).__name__}", (type(task),), replaced)
+    return kind.model_construct(**{name: getattr(task, name) for name in type(task).model_fields})
+
+
+def smoke(recipe: Recipe, scratch: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Train, evaluate, save, merge and verify the shrunk recipe.
+
+    Args:
+        recipe: As it stands in its file.
+        scratch: A directory for the tiny base and the merged model.
+        out: The run directory.
+        progress: For the person.
+
+    Returns:
+        The run's report.
+    """
+    small = smoke_recipe(recipe, scratch)
+    run = train(small, out, progress)
+    if not any(method.unmergeable() for method in small.method):
+        batches = probe_inputs(run.validation[0].encoded, run.prepared.tokenizer.pad_token_id)
+        merge(open_run(out, skeleton=True), scratch / "merged", batches=batches)
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report

@@ -1,0 +1,241 @@
+"""lorakit beside PEFT on real rows: the same loss at every step, and the same scores over seeds.
+
+    make parity                                  # all of it, about 20 minutes on 2 cores
+    python scripts/parity.py losses --tasks stsb # one part
+
+`losses`: same initial tensors, same rows in the same order, dropout off, float32: PEFT in a plain PyTorch loop against
+`lorakit train`. `scores`: three seeds of MiniLM against PEFT with transformers' Trainer, each with its own order.
+Needs the public data sets in ../shared/data, and the dev extra.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    get_linear_schedule_with_warmup,
+    set_seed,
+)
+
+from lorakit.checkpoint import head_of
+from lorakit.data.batches import Limit, micro_batches, step_rows
+from lorakit.data.collate import collate
+from lorakit.data.encode import IGNORE, Item
+from lorakit.evaluate import SplitData, read_split
+from lorakit.model import Prepared, load_config, prepare
+from lorakit.progress import Silent
+from lorakit.recipe import Recipe, load
+from lorakit.report import table
+from lorakit.surgery import trainable_state
+from lorakit.training.history import read_history
+from lorakit.training.optim import parameter_groups
+from lorakit.training.run import train
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+STEPS = 200
+SEEDS = (0, 1, 2)
+NO_DROPOUT = "model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
+RECIPES = {
+    "stsb": ("minilm_stsb.yaml", [f"task.path={DATA / 'glue'}"], "pearson"),
+    "mrpc": ("minilm_mrpc.yaml", [f"task.path={DATA / 'glue'}"], "accuracy"),
+    "e2e": ("smollm2_e2e.yaml", [f"task.path={DATA / 'e2e'}"], "bleu"),
+}
+
+
+def losses(task: str) -> tuple[float, float, float]:
+    """(first loss, last loss, largest difference over the steps)."""
+    file, overrides, _ = RECIPES[task]
+    size = 2 if task == "e2e" else 8  # the larger model, in steps that a CPU takes in a second
+    rows = size * STEPS if task == "e2e" else 3000
+    fast = ["train.epochs=null", f"train.steps={STEPS}", f"train.batch_size={size}", "train.eval_limit=8"]
+    fast.append("method.dropout=0.0")
+    fast += ["train.select=last", f"train.eval_every={STEPS}", f"task.limit={{train: {rows}, validation: 8}}"]
+    fast += ["train.precision=float32", *([NO_DROPOUT] if task != "e2e" else [])]
+    recipe = load(ROOT / "recipes" / file, [*overrides, *fast])
+    with tempfile.TemporaryDirectory() as scratch:
+        train(recipe, Path(scratch) / "run", Silent())
+        ours = [line["loss"] for line in read_history(Path(scratch) / "run") if line["kind"] == "log"]
+    theirs = peft_losses(recipe)
+    return ours[0], ours[-1], max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+
+def peft_losses(recipe: Recipe) -> list[float]:
+    """PEFT's model in a plain loop, transformers' own loss, on the rows that lorakit sees."""
+    prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
+    data = read_split(recipe.task, "train", prepared, Silent())
+    model = peft_model(recipe, prepared)
+    copy_initial(prepared, model)
+    settings = recipe.train
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameter_groups(parameters, settings.weight_decay), lr=settings.lr, eps=1e-8)
+    assert settings.warmup is not None
+    warmup = (
+        settings.warmup.steps if settings.warmup.steps is not None else math.ceil((settings.warmup.ratio or 0) * STEPS)
+    )
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, STEPS)
+    model.train()
+    found = []
+    for step in step_rows(settings.seed, len(data.encoded), settings.batch_size, STEPS):
+        # Longest first within the step, as lorakit computes: float32 sums depend on the order of their terms.
+        (rows,) = micro_batches(step.rows.tolist(), data.encoded.lengths, Limit(rows=settings.batch_size))[0]
+        batch = collate([data.encoded.items[i] for i in rows], prepared.tokenizer.pad_token_id)
+        labels = batch.labels.float() if recipe.task.kind == "regression" else batch.labels
+        loss = model(**batch.inputs, labels=labels).loss
+        loss.backward()
+        if settings.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        found.append(float(loss.detach()))
+    return found
+
+
+def peft_model(recipe: Recipe, prepared: Prepared) -> PeftModel:
+    """The same base with PEFT's LoRA on the same modules."""
+    head = head_of(recipe)
+    generation = head.kind == "generation"
+    auto: Any = AutoModelForCausalLM if generation else AutoModelForSequenceClassification
+    config = load_config(recipe.model, prepared.located, head)
+    base = auto.from_pretrained(prepared.located.directory, config=config, dtype=torch.float32)
+    method: Any = prepared.methods[0]
+    modules = sorted({path for paths in prepared.coverage[0].values() for path in paths})
+    lora = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        target_modules=modules,
+        lora_dropout=method.dropout,
+        task_type=TaskType.CAUSAL_LM if generation else TaskType.SEQ_CLS,
+    )
+    return get_peft_model(base, lora)
+
+
+def copy_initial(prepared: Prepared, model: PeftModel) -> None:
+    """Give PEFT's model the tensors that lorakit starts from."""
+    names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, value in trainable_state(prepared.model).items():
+        path, update, matrix = name.partition(".update.")
+        if update:
+            theirs = f"base_model.model.{path}.lora_{matrix}.default.weight"
+        else:
+            module, _, last = name.rpartition(".")
+            theirs = f"base_model.model.{module}.modules_to_save.default.{last}"
+        with torch.no_grad():
+            names.pop(theirs).copy_(value)
+    assert not names, f"not copied: {list(names)}"
+
+
+def scores(task: str) -> tuple[list[float], list[float]]:
+    """Final validation scores over seeds: (lorakit's, PEFT's)."""
+    file, overrides, metric = RECIPES[task]
+    ours, theirs = [], []
+    for seed in SEEDS:
+        given = [*overrides, "task.limit={train: 2000}", "train.epochs=2", "train.select=last", f"train.seed={seed}"]
+        recipe = load(ROOT / "recipes" / file, given)
+        with tempfile.TemporaryDirectory() as scratch:
+            train(recipe, Path(scratch) / "run", Silent())
+            report = json.loads((Path(scratch) / "run" / "report.json").read_text())
+            ours.append(report["metrics"]["validation"][metric])
+            theirs.append(trainer_score(recipe, metric, scratch))
+        print(f"  {task} seed {seed}: lorakit {ours[-1]:.4f}, PEFT + Trainer {theirs[-1]:.4f}", flush=True)
+    return ours, theirs
+
+
+def trainer_score(recipe: Recipe, metric: str, scratch: str) -> float:
+    """PEFT with transformers' Trainer: its initial values, its order, its collation with dynamic padding."""
+    set_seed(recipe.train.seed)
+    prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
+    train_split, validation = (read_split(recipe.task, name, prepared, Silent()) for name in ("train", "validation"))
+    model = peft_model(recipe, prepared)
+    pad: int = prepared.tokenizer.pad_token_id
+    settings = recipe.train
+    assert settings.epochs is not None and settings.warmup is not None
+    arguments = TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=settings.lr,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup.ratio or 0,
+        max_grad_norm=settings.max_grad_norm or 0.0,
+        seed=settings.seed,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_strategy="no",
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+    def together(items: list[Item]) -> dict[str, torch.Tensor]:
+        batch = collate(items, pad)
+        return {**batch.inputs, "labels": batch.labels.float() if recipe.task.kind == "regression" else batch.labels}
+
+    trainer = Trainer(model, arguments, data_collator=together, train_dataset=list(train_split.encoded.items))
+    trainer.train()
+    return score(recipe, trainer, validation, metric)
+
+
+def score(recipe: Recipe, trainer: Trainer, data: SplitData, metric: str) -> float:
+    items: Any = list(data.encoded.items)
+    logits = torch.as_tensor(trainer.predict(items).predictions)
+    assert all(item.labels != IGNORE for item in data.encoded.items)
+    regression = recipe.task.kind == "regression"
+    predictions = logits[:, 0].tolist() if regression else logits.argmax(-1).tolist()
+    return recipe.task.score(data.rows, predictions)[metric]
+
+
+def within(ours: list[float], theirs: list[float]) -> tuple[float, float]:
+    """(difference of the means, two pooled standard errors)."""
+    pooled = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / 2)
+    return statistics.mean(ours) - statistics.mean(theirs), 2 * pooled * math.sqrt(2 / len(ours))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["losses", "scores"], help="losses, scores")
+    parser.add_argument("--tasks", default="stsb,mrpc,e2e")
+    arguments = parser.parse_args()
+    if not DATA.is_dir():
+        raise SystemExit(f"{DATA} is absent: parity needs the public data sets")
+    tasks = arguments.tasks.split(",")
+    if "losses" in arguments.parts:
+        rows = [(task, *losses(task)) for task in tasks]
+        shown = [
+            (t, f"{first:.4f}", f"{last:.4f}", f"{worst:.1e}", "yes" if worst <= 1e-4 else "NO")
+            for t, first, last, worst in rows
+        ]
+        print(table(["task", "first loss", f"loss at step {STEPS}", "largest difference", "within 1e-4"], shown))
+    if "scores" in arguments.parts:
+        lines = []
+        for task in (t for t in tasks if t != "e2e"):
+            ours, theirs = scores(task)
+            apart, allowed = within(ours, theirs)
+            both = [f"{statistics.mean(x):.4f} ± {statistics.stdev(x):.4f}" for x in (ours, theirs)]
+            lines.append(
+                (
+                    task,
+                    RECIPES[task][2],
+                    *both,
+                    f"{apart:+.4f}",
+                    f"{allowed:.4f}",
+                    "yes" if abs(apart) <= allowed else "NO",
+                )
+            )
+        print(table(["task", "metric", "lorakit", "PEFT + Trainer", "difference", "two pooled s.e.", "within"], lines))
+
+
+if __name__ == "__main__":
+    main()
