@@ -179,6 +179,9 @@ def _convert_gguf(sources: list[Path], out: Path) -> None:
     names = [name for name, _ in model.named_parameters()]  # a tied tensor once, under its first name
     tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name in names}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    for kind in ("bos", "eos", "pad", "unk"):  # transformers 5.17 takes a GGUF's first special token for the last
+        if (index := getattr(config, f"{kind}_token_id", None)) is not None:
+            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(index))
     tokenizer.save_pretrained(out)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class ClassLoss(Objective):
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        logits: Tensor = model(**batch.inputs).logits.float()
+        logits = _wide(model(**batch.inputs).logits)
         loss = F.cross_entropy(
             logits, batch.labels, ignore_index=IGNORE, reduction="sum", label_smoothing=_in_training(model, self)
         )
@@ -55,8 +56,8 @@ class NumberLoss(Objective):
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        logits: Tensor = model(**batch.inputs).logits.float()
-        return F.mse_loss(logits[:, 0], batch.labels.float(), reduction="sum"), logits
+        logits = _wide(model(**batch.inputs).logits)
+        return F.mse_loss(logits[:, 0], batch.labels.to(logits.dtype), reduction="sum"), logits
 
 
 class TokenLoss(Objective):
@@ -95,13 +96,18 @@ class TokenLoss(Objective):
         labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
         rows = labels != IGNORE
         with self._at(rows):
-            logits: Tensor = model(**batch.inputs, use_cache=False).logits.float()
+            logits = _wide(model(**batch.inputs, use_cache=False).logits)
         loss = F.cross_entropy(logits, labels[rows], reduction="sum", label_smoothing=_in_training(model, self))
         return loss, logits
 
 
 def _in_training(model: Any, of: ClassLoss | TokenLoss) -> float:
     return of.label_smoothing if model.training else 0.0
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: in 16 bits the sum over a vocabulary loses its small terms."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def objective(kind: "Kind", model: Any, label_smoothing: float = 0.0) -> Objective:
