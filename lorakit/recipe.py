@@ -33,10 +33,10 @@ from lorakit.methods import METHODS
 from lorakit.methods.base import Method
 from lorakit.model import Base
 from lorakit.recipe_errors import Misfit, Schema, explain, refusal_of
+from lorakit.schedule import Train
 from lorakit.section import Section
 from lorakit.tasks import TASKS
 from lorakit.tasks.base import Task
-from lorakit.training.section import Train
 from lorakit.yamltree import Path, Tree, show
 
 

@@ -39,7 +39,7 @@ LAYERS = (
     "tasks",
     "model",
     "tiny",
-    "training.section",
+    "schedule",
     "recipe",
     "checkpoint",
     "objective",

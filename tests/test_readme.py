@@ -9,8 +9,8 @@ import pytest
 
 from lorakit.cli import main
 from lorakit.recipe import load
+from lorakit.schedule import Train
 from lorakit.tasks.made_up import text_rows
-from lorakit.training.section import Train
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

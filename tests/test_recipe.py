@@ -19,9 +19,9 @@ from lorakit.errors import RecipeError
 from lorakit.methods import METHODS
 from lorakit.methods.lora import LoRA
 from lorakit.recipe import Generate, Misfit, Paper, Recipe, Schema, dump, json_schema, load, union
+from lorakit.schedule import Optimizer, Train, Warmup
 from lorakit.section import Section
 from lorakit.tasks import TASKS
-from lorakit.training.section import Optimizer, Train, Warmup
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 GLUE = """\

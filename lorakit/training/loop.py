@@ -15,7 +15,7 @@ from lorakit.data.encode import Encoded
 from lorakit.errors import LorakitError
 from lorakit.objective import Objective
 from lorakit.runtime import derive
-from lorakit.training.section import Train
+from lorakit.schedule import Train
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lorakit.data.batches import step_rows, steps_per_epoch
-from lorakit.training.section import Train
+from lorakit.schedule import Train
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

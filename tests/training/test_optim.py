@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lorakit.data.batches import step_rows
+from lorakit.schedule import Optimizer, Train, Warmup
 from lorakit.training.optim import build_optimizer, parameter_groups, rate, total_steps, warmup_steps
-from lorakit.training.section import Optimizer, Train, Warmup
 
 
 def section(**values: Any) -> Train:
