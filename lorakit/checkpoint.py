@@ -116,8 +116,7 @@ def adapter_file(run: Path, checkpoint: str | None = None) -> Path:
     Raises:
         CheckpointError: The run or the checkpoint does not exist; lists those that do.
     """
-    if not (run / RECIPE).is_file():
-        raise CheckpointError(f"{run}: not a run directory: it has no {RECIPE}")
+    _require_run(run)
     if checkpoint is None:
         if not (run / ADAPTER).is_file():
             raise CheckpointError(f"{run}: this run has not finished: no {ADAPTER}; continue it with train --resume")
@@ -127,6 +126,11 @@ def adapter_file(run: Path, checkpoint: str | None = None) -> Path:
         there = sorted(path.name for path in (run / CHECKPOINTS).glob("step-*"))
         raise CheckpointError(f"{run}: no checkpoint {checkpoint}; there are: {', '.join(there) or 'none'}")
     return file
+
+
+def _require_run(run: Path) -> None:
+    if not (run / RECIPE).is_file():
+        raise CheckpointError(f"{run}: not a run directory: it has no {RECIPE}")
 
 
 def head_of(recipe: Recipe) -> Head:
@@ -154,9 +158,9 @@ def open_run(
     Raises:
         CheckpointError: There is no such run or checkpoint, it is damaged, or the base is another one.
     """
-    recipe = load(run / RECIPE) if (run / RECIPE).is_file() else None
-    file = None if base_only and recipe else adapter_file(run, checkpoint)
-    assert recipe is not None
+    _require_run(run)
+    recipe = load(run / RECIPE)
+    file = None if base_only else adapter_file(run, checkpoint)
     methods = [] if base_only else recipe.method
     prepared = prepare(base or recipe.model, methods, head_of(recipe), recipe.train.seed, skeleton=skeleton)
     if file is None:
