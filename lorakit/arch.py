@@ -4,19 +4,16 @@ The paper speaks of W_q, W_k, W_v, W_o and two MLP matrices (section 4.2). A row
 them: the module below a block, and, where one module holds several of them fused, which of its output rows are whose.
 """
 
-import difflib
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lorakit.errors import ModelError, RecipeError
-
-if TYPE_CHECKING:
-    from torch import nn
+from lorakit.errors import ModelError
 
 ALL_LINEAR = "all-linear"
+
+Rows = slice | tuple[int, ...]
+"""Output rows of a fused projection: a range, or single rows where the heads' parts alternate."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +22,11 @@ class Place:
 
     Args:
         path: Module path below the block.
-        part: For a fused projection of `parts` equal row blocks: which of them.
-        parts: 1 where the module holds this matrix alone.
+        rows: For a fused projection: (config, its output rows in all) → those of this matrix. None: all are.
     """
 
     path: str
-    part: int = 0
-    parts: int = 1
-
-    def rows(self, out_features: int) -> slice | None:
-        """The output rows of the module that belong to this matrix; None for all of them."""
-        if self.parts == 1:
-            return None
-        size = out_features // self.parts
-        return slice(self.part * size, (self.part + 1) * size)
+    rows: Callable[[Any, int], Rows] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +40,8 @@ class Architecture:
         places: The paper's name → where it is.
         head: Modules that a classification model adds on top of the body; trained whatever the method.
         position_offset: Positions that the model keeps for itself (RoBERTa counts from pad_token_id + 1).
+        experts: Whether its MLPs can be mixtures of experts, whose fused weights LoRA does not adapt.
+        optional: Fields that the model looks for in its config, though the config does not have them by itself.
         tiny: Config fields of the smallest sensible model, for `--smoke` and tests.
     """
 
@@ -61,27 +51,47 @@ class Architecture:
     places: dict[str, Place] = field(default_factory=dict)
     head: tuple[str, ...] = ("classifier",)
     position_offset: int = 0
+    experts: bool = False
+    optional: tuple[str, ...] = ()
     tiny: dict[str, Any] = field(default_factory=dict)
 
     @property
     def default_targets(self) -> list[str]:
-        """`all-linear` for decoders (PROTOCOL: LoRA Without Regret), the paper's W_q and W_v for encoders."""
-        return [ALL_LINEAR] if self.decoder else ["q", "v"]
+        """The paper's W_q and W_v for encoders, all-linear for decoders (LoRA Without Regret, 2025).
+
+        Of a mixture of experts it is the attention, which is all that can be adapted; of an encoder that has no row
+        here, all-linear.
+        """
+        if self.experts:
+            return ["q", "k", "v", "o"]
+        return ["q", "v"] if self.places and not self.decoder else [ALL_LINEAR]
 
 
-@dataclass(frozen=True)
-class Site:
-    """A matrix to adapt: a module, and, in a fused projection, the rows of one of the paper's names.
+def _part(index: int, parts: int) -> Callable[[Any, int], Rows]:
+    """Equal parts, one after the other."""
+    return lambda _, size: slice(index * size // parts, (index + 1) * size // parts)
 
-    Args:
-        path: Full module path.
-        name: The paper's name, or None where a pattern hit the module.
-        rows: Output rows, or None for all.
-    """
 
-    path: str
-    name: str | None = None
-    rows: slice | None = None
+def _part_of_each_head(index: int, parts: int) -> Callable[[Any, int], Rows]:
+    """Head by head, equal parts of each (GPT-NeoX: q, k and v of head 0, then of head 1, …)."""
+
+    def rows(config: Any, size: int) -> Rows:
+        width = size // config.num_attention_heads // parts
+        starts = range(index * width, size, parts * width)
+        return tuple(row for start in starts for row in range(start, start + width))
+
+    return rows
+
+
+def _grouped(index: int) -> Callable[[Any, int], Rows]:
+    """q, k and v one after the other, where fewer heads of k and v serve those of q."""
+
+    def rows(config: Any, size: int) -> Rows:
+        kv = size * config.num_key_value_heads // (config.num_attention_heads + 2 * config.num_key_value_heads)
+        bounds = (0, size - 2 * kv, size - kv, size)
+        return slice(bounds[index], bounds[index + 1])
+
+    return rows
 
 
 _BERT = {
@@ -92,6 +102,28 @@ _BERT = {
     "up": Place("intermediate.dense"),
     "down": Place("output.dense"),
 }
+_DEBERTA = _BERT | {
+    "q": Place("attention.self.query_proj"),
+    "k": Place("attention.self.key_proj"),
+    "v": Place("attention.self.value_proj"),
+}
+_DISTILBERT = {
+    "q": Place("attention.q_lin"),
+    "k": Place("attention.k_lin"),
+    "v": Place("attention.v_lin"),
+    "o": Place("attention.out_lin"),
+    "up": Place("ffn.lin1"),
+    "down": Place("ffn.lin2"),
+}
+_MODERNBERT = {
+    "q": Place("attn.Wqkv", _part(0, 3)),
+    "k": Place("attn.Wqkv", _part(1, 3)),
+    "v": Place("attn.Wqkv", _part(2, 3)),
+    "o": Place("attn.Wo"),
+    "gate": Place("mlp.Wi", _part(0, 2)),
+    "up": Place("mlp.Wi", _part(1, 2)),
+    "down": Place("mlp.Wo"),
+}
 _LLAMA = {
     "q": Place("self_attn.q_proj"),
     "k": Place("self_attn.k_proj"),
@@ -101,28 +133,96 @@ _LLAMA = {
     "up": Place("mlp.up_proj"),
     "down": Place("mlp.down_proj"),
 }
+_PHI3 = _LLAMA | {
+    "q": Place("self_attn.qkv_proj", _grouped(0)),
+    "k": Place("self_attn.qkv_proj", _grouped(1)),
+    "v": Place("self_attn.qkv_proj", _grouped(2)),
+    "gate": Place("mlp.gate_up_proj", _part(0, 2)),
+    "up": Place("mlp.gate_up_proj", _part(1, 2)),
+}
+_OPT = {
+    "q": Place("self_attn.q_proj"),
+    "k": Place("self_attn.k_proj"),
+    "v": Place("self_attn.v_proj"),
+    "o": Place("self_attn.out_proj"),
+    "up": Place("fc1"),
+    "down": Place("fc2"),
+}
 _GPT2 = {
-    "q": Place("attn.c_attn", 0, 3),
-    "k": Place("attn.c_attn", 1, 3),
-    "v": Place("attn.c_attn", 2, 3),
+    "q": Place("attn.c_attn", _part(0, 3)),
+    "k": Place("attn.c_attn", _part(1, 3)),
+    "v": Place("attn.c_attn", _part(2, 3)),
     "o": Place("attn.c_proj"),
     "up": Place("mlp.c_fc"),
     "down": Place("mlp.c_proj"),
 }
+_NEOX = {
+    "q": Place("attention.query_key_value", _part_of_each_head(0, 3)),
+    "k": Place("attention.query_key_value", _part_of_each_head(1, 3)),
+    "v": Place("attention.query_key_value", _part_of_each_head(2, 3)),
+    "o": Place("attention.dense"),
+    "up": Place("mlp.dense_h_to_4h"),
+    "down": Place("mlp.dense_4h_to_h"),
+}
+
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+_SHORT = {**_TINY, "max_position_embeddings": 128}
+_GROUPED = {**_SHORT, "num_key_value_heads": 2}
+_WIDE = {**_GROUPED, "head_dim": 32}
+
+_ROBERTA = Architecture(
+    "roberta",
+    False,
+    "encoder.layer",
+    _BERT,
+    position_offset=2,
+    tiny={**_TINY, "max_position_embeddings": 130, "type_vocab_size": 1},
+)
+_LLAMA_LIKE = Architecture("llama", True, "layers", _LLAMA, head=("score",), tiny=_GROUPED)
 
 ARCHITECTURES = {
     row.model_type: row
     for row in (
-        Architecture("bert", False, "encoder.layer", _BERT, tiny={**_TINY, "max_position_embeddings": 128}),
+        Architecture("bert", False, "encoder.layer", _BERT, tiny=_SHORT),
+        _ROBERTA,  # PhoBERT too
+        replace(_ROBERTA, model_type="xlm-roberta"),
+        replace(_ROBERTA, model_type="camembert"),
         Architecture(
-            "roberta",
+            "deberta-v2",  # and v3
             False,
             "encoder.layer",
-            _BERT,
-            position_offset=2,
-            tiny={**_TINY, "max_position_embeddings": 130, "type_vocab_size": 1},
+            _DEBERTA,
+            head=("pooler", "classifier"),
+            optional=(
+                "cls_dropout",
+                "position_buckets",
+                "share_att_key",
+                "norm_rel_ebd",
+                "conv_kernel_size",
+                "conv_act",
+            ),
+            tiny={
+                **_SHORT,
+                "relative_attention": True,
+                "position_biased_input": False,
+                "pos_att_type": ["p2c", "c2p"],
+                "position_buckets": 8,
+                "share_att_key": True,
+                "norm_rel_ebd": "layer_norm",
+                "conv_kernel_size": 3,
+                "conv_act": "gelu",
+            },
         ),
+        Architecture(
+            "distilbert",
+            False,
+            "transformer.layer",
+            _DISTILBERT,
+            head=("pre_classifier", "classifier"),
+            tiny={"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 128},
+        ),
+        # Its first block attends globally, the others locally; the pre-trained `head` is part of the base's files.
+        Architecture("modernbert", False, "layers", _MODERNBERT, tiny={**_SHORT, "local_attention": 8}),
         Architecture(
             "gpt2",
             True,
@@ -132,12 +232,41 @@ ARCHITECTURES = {
             tiny={"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 128},
         ),
         Architecture(
-            "llama",
+            "opt",
             True,
-            "layers",
-            _LLAMA,
+            "decoder.layers",
+            _OPT,
             head=("score",),
-            tiny={**_TINY, "num_key_value_heads": 2, "max_position_embeddings": 128},
+            tiny={
+                "hidden_size": 64,
+                "word_embed_proj_dim": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "ffn_dim": 96,
+                "max_position_embeddings": 128,
+            },
+        ),
+        Architecture("gpt_neox", True, "layers", _NEOX, head=("score",), tiny=_SHORT),
+        _LLAMA_LIKE,  # SmolLM and SmolLM2 too
+        replace(_LLAMA_LIKE, model_type="smollm3"),
+        replace(_LLAMA_LIKE, model_type="mistral", tiny={**_GROUPED, "sliding_window": 8}),
+        replace(_LLAMA_LIKE, model_type="qwen2"),
+        replace(_LLAMA_LIKE, model_type="qwen3", tiny=_WIDE),
+        replace(_LLAMA_LIKE, model_type="gemma", tiny=_WIDE),
+        replace(_LLAMA_LIKE, model_type="gemma2", tiny={**_WIDE, "sliding_window": 8}),
+        replace(_LLAMA_LIKE, model_type="gemma3_text", tiny={**_WIDE, "sliding_window": 8}),
+        replace(_LLAMA_LIKE, model_type="phi3", places=_PHI3),
+        replace(
+            _LLAMA_LIKE,
+            model_type="qwen3_moe",
+            experts=True,
+            tiny={**_WIDE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        ),
+        replace(
+            _LLAMA_LIKE,
+            model_type="mixtral",
+            experts=True,
+            tiny={**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
         ),
     )
 }
@@ -166,78 +295,3 @@ def max_tokens(config: Any) -> int | None:
         return None
     row = ARCHITECTURES.get(config.model_type)
     return int(positions) - (row.position_offset if row else 0)
-
-
-def locate(model: "nn.Module", row: Architecture, target: str) -> list[Site]:
-    """Every matrix that one target names.
-
-    Args:
-        model: The model to search.
-        row: Its architecture.
-        target: One of the paper's names, `all-linear`, or a glob on the full module path.
-
-    Raises:
-        RecipeError: Nothing matches; suggests what would.
-    """
-    if target in row.places:
-        sites = _named(model, row, target)
-    elif target == ALL_LINEAR:
-        sites = _all_linear(model, row)
-    else:
-        sites = [Site(path) for path, _ in _matrices(model) if fnmatchcase(path, target)]
-    if not sites:
-        raise RecipeError(_no_match(model, row, target))
-    return sites
-
-
-def out_features(module: "nn.Module") -> int | None:
-    """Rows of the matrix that a module multiplies with; None for a module that LoRA cannot adapt.
-
-    A subclass with a forward of its own (a scaled embedding, say) does not compute W x, and could not be merged.
-    """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    rows = {nn.Linear.forward: "out_features", Conv1D.forward: "nf", nn.Embedding.forward: "embedding_dim"}
-    attribute = rows.get(type(module).forward)
-    return None if attribute is None else int(getattr(module, attribute))
-
-
-def in_blocks(path: str, row: Architecture) -> bool:
-    """Whether a module or parameter path lies inside one of the model's blocks."""
-    return bool(re.search(rf"(^|\.){re.escape(row.blocks)}\.\d+\." if row.blocks else r"(^|\.)\d+\.", path))
-
-
-def _named(model: "nn.Module", row: Architecture, name: str) -> list[Site]:
-    place = row.places[name]
-    wanted = re.compile(rf"(.*\.)?{re.escape(row.blocks)}\.\d+\.{re.escape(place.path)}")
-    return [Site(path, name, place.rows(size)) for path, size in _matrices(model) if wanted.fullmatch(path)]
-
-
-def _all_linear(model: "nn.Module", row: Architecture) -> list[Site]:
-    """Every matrix in the blocks, embeddings and heads left out (as QLoRA does)."""
-    if row.places:
-        return [site for name in row.places for site in _named(model, row, name)]
-    paths = (path for path, _ in _matrices(model) if in_blocks(path, row))
-    return [Site(path) for path in paths if not hasattr(model.get_submodule(path), "embedding_dim")]
-
-
-def _matrices(model: "nn.Module") -> Iterator[tuple[str, int]]:
-    """Path and rows of every frozen matrix; what is trained already (a task's head) needs no adapter."""
-    for path, module in model.named_modules():
-        size = out_features(module)
-        if size is not None and not module.get_parameter("weight").requires_grad:
-            yield path, size
-
-
-def _no_match(model: "nn.Module", row: Architecture, target: str) -> str:
-    paths = [path for path, _ in _matrices(model)]
-    tails = {path.rsplit(".", 1)[-1] for path in paths}
-    known = [*row.places, ALL_LINEAR]
-    near = difflib.get_close_matches(target.lstrip("*."), [*known, *tails], n=1, cutoff=0.5)
-    hint = f'; did you mean "{near[0] if near[0] in known else "*." + near[0]}"?' if near else "."
-    example = next((path for path in paths if in_blocks(path, row)), "*.dense")
-    return (
-        f'method.targets: "{target}" matches no frozen matrix of this {row.model_type} model{hint} '
-        f"Allowed: {', '.join(known)}, or a glob on the full module path, such as {example}"
-    )

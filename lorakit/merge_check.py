@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lorakit.arch import out_features
 from lorakit.checkpoint import head_of
 from lorakit.errors import MergeError
 from lorakit.merge_plan import FLOATS, Piece, Plan, read_rows
 from lorakit.methods.base import Adapted
 from lorakit.model import prepare
 from lorakit.surgery import WRAPPED, load_trainable
+from lorakit.targets import out_features
 from lorakit.weights import Entry, model_entries
 
 if TYPE_CHECKING:

@@ -86,6 +86,10 @@ class Prepared:
         """Longest input the model has positions for."""
         return max_tokens(self.model.config)
 
+    def in_head(self, name: str) -> bool:
+        """Whether a parameter is of the task's head, and not of a method's update to it."""
+        return name.startswith(tuple(f"{module}." for module in self.row.head)) and ".update." not in name
+
     def fingerprint(self) -> str:
         """Hash of the base's tensors that this adapter changes or replaces; of all, where it only adds new ones."""
         changed = [self.file_names[name] for name in adapted_names(self.model) if name in self.file_names]
@@ -182,7 +186,8 @@ def load_config(base: Base, located: Located, head: Head) -> Any:
 def _override(config: Any, overrides: Mapping[str, bool | int | float | str]) -> None:
     from huggingface_hub.errors import StrictDataclassError
 
-    fields = [*(name for name in config.to_dict() if not name.startswith("_")), *config.attribute_map]
+    own = (name for name in config.to_dict() if not name.startswith("_"))
+    fields = [*own, *config.attribute_map, *architecture(config).optional]
     problems = []
     for name, value in overrides.items():
         if name not in fields:
@@ -342,8 +347,8 @@ def _check_names(model: "nn.Module", located: Located, unknown: set[str]) -> Non
 def _prepare_head(model: "nn.Module", row: Architecture, new: Collection[str], seed: int) -> None:
     """Release the task's head; initialise what the files lack, from the seed alone.
 
-    Weights N(0, initializer_range²), biases zero, norms one: what transformers does for these heads, but as a function
-    of (seed, name), whatever was drawn before.
+    Weights N(0, initializer_range²), biases zero, norms one: what transformers does for nearly all of these heads, but
+    as a function of (seed, name), whatever was drawn before.
     """
     from lorakit.surgery import release
 

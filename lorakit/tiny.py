@@ -62,17 +62,17 @@ def make_tiny_base(model_type: str, directory: Path, seed: int = 0, **overrides:
         ModelError: The architecture is not in the table.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraining
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     row = ARCHITECTURES.get(model_type)
     if row is None:
         raise ModelError(f"no tiny {model_type} model is known; there are: {', '.join(ARCHITECTURES)}")
     tokenizer = tiny_tokenizer(row)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "cls", "sep")}
     fields = {**row.tiny, **ids, "vocab_size": len(tokenizer), **overrides}
     config = AutoConfig.for_model(model_type, **fields)
-    auto: Any = AutoModelForCausalLM if row.decoder else AutoModelForPreTraining
+    auto = _auto_class(row)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = auto.from_config(config)
@@ -81,6 +81,16 @@ def make_tiny_base(model_type: str, directory: Path, seed: int = 0, **overrides:
     logging.enable_progress_bar()
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def _auto_class(row: Architecture) -> Any:
+    """The class whose files a published base has: with the heads of its pre-training."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining
+    from transformers.models.auto.modeling_auto import MODEL_FOR_PRETRAINING_MAPPING_NAMES
+
+    if row.decoder:
+        return AutoModelForCausalLM
+    return AutoModelForPreTraining if row.model_type in MODEL_FOR_PRETRAINING_MAPPING_NAMES else AutoModelForMaskedLM
 
 
 def _specials(row: Architecture) -> tuple[dict[str, str], str, str]:

@@ -23,6 +23,7 @@ LAYERS = (
     "recipe_errors",
     "progress",
     "arch",
+    "targets",
     "configs",
     "bases",
     "surgery",

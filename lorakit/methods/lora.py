@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lorakit.arch import Architecture, Site, locate, out_features
+from lorakit.arch import Architecture, Rows
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Adapted, Coverage, Method
 from lorakit.runtime import derive
 from lorakit.surgery import release, replace
+from lorakit.targets import Site, locate, out_features
 
 
 class LowRank(nn.Module):
@@ -63,16 +64,22 @@ class RowBlocks(nn.Module):
         rows: The paper's name → its rows.
     """
 
-    def __init__(self, out_features: int, pairs: dict[str, LowRank], rows: dict[str, slice]) -> None:
+    def __init__(self, out_features: int, pairs: dict[str, LowRank], rows: Mapping[str, Rows]) -> None:
         super().__init__()
         self.out_features = out_features
-        self.rows = rows
+        self._slices = {name: block for name, block in rows.items() if isinstance(block, slice)}
         for name, pair in pairs.items():
             self.add_module(name, pair)
+            if name not in self._slices:
+                self.register_buffer(f"{name}_rows", torch.tensor(rows[name]), persistent=False)
 
     def pairs(self) -> dict[str, LowRank]:
         """The paper's name → its pair."""
         return {name: pair for name, pair in self.named_children() if isinstance(pair, LowRank)}
+
+    def rows(self, name: str) -> slice | Tensor:
+        """The rows of one pair, to index with: a range, or row numbers where the heads' parts alternate."""
+        return self._slices[name] if name in self._slices else self.get_buffer(f"{name}_rows")
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out): a fresh tensor, since adding into a slice of the projection's output breaks autograd."""
@@ -81,7 +88,7 @@ class RowBlocks(nn.Module):
             part = pair(x)
             if delta is None:
                 delta = part.new_zeros(*part.shape[:-1], self.out_features)
-            delta[..., self.rows[name]] = part
+            delta[..., self.rows(name)] = part
         assert delta is not None
         return delta
 
@@ -93,7 +100,7 @@ class RowBlocks(nn.Module):
         column = 0
         for name, pair in pairs.items():
             block = pair.factors()[0]
-            left[self.rows[name], column : column + block.shape[1]] = block
+            left[self.rows(name), column : column + block.shape[1]] = block
             column += block.shape[1]
         return left, right
 
@@ -197,7 +204,9 @@ class LoRA(Method):
         size = out_features(frozen)
         assert size is not None
         pairs = {site.name: self._pair(frozen, site, seed) for site in group if site.name}
-        return RowBlocks(size, pairs, rows)
+        blocks = RowBlocks(size, pairs, rows)
+        device = frozen.get_parameter("weight").device
+        return blocks if device.type == "meta" else blocks.to(device)  # row numbers are real even in a skeleton
 
     def _pair(self, frozen: nn.Module, site: Site, seed: int) -> LowRank:
         out, in_ = _shape(frozen, site)
@@ -269,7 +278,11 @@ def _shape(frozen: nn.Module, site: Site) -> tuple[int, int]:
     weight = frozen.weight
     assert isinstance(weight, Tensor)
     in_ = weight.numel() // out
-    return (out, in_) if site.rows is None else (len(range(*site.rows.indices(out))), in_)
+    if isinstance(site.rows, slice):
+        out = len(range(out)[site.rows])
+    elif site.rows is not None:
+        out = len(site.rows)
+    return out, in_
 
 
 def _matches(pattern: str, site: Site) -> bool:

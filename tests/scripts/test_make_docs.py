@@ -22,6 +22,7 @@ def test_the_documents_are_current() -> None:
     again = "run `make docs`"
     assert (ROOT / "docs" / "recipe.md").read_text() == script().page(json_schema()), again
     assert json.loads((ROOT / "docs" / "recipe.schema.json").read_text()) == json_schema(), again
+    assert (ROOT / "docs" / "architectures.md").read_text() == script().models(), again
 
 
 def test_every_key_of_every_section_is_in_the_page() -> None:
