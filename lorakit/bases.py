@@ -19,7 +19,7 @@ from lorakit.errors import LorakitError, ModelError
 from lorakit.runtime import atomic_directory, cache_directory
 
 PACKAGE = "package:"
-_SIDE_FILES = (".json", ".txt", ".model", ".jinja")
+_SIDE_FILES = (".json", ".txt", ".model", ".codes", ".jinja")  # .codes: PhoBERT's tokenizer
 _HUB_FILES = [*(f"*{suffix}" for suffix in _SIDE_FILES), "model.safetensors", "model-*.safetensors"]
 _HUB_BINS = ["pytorch_model.bin", "pytorch_model-*.bin"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

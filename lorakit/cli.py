@@ -25,7 +25,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run director
 Checkpoint = Annotated[
     str | None, typer.Option(metavar="step-N", help="Use this checkpoint instead of the published adapter.")
 ]
-Split = Annotated[str, typer.Option(help="train, validation, validation_mismatched or test.")]
+Split = Annotated[str, typer.Option(help="train, validation, validation_mismatched, test, test_mismatched.")]
 
 
 def _version(asked: bool) -> None:
@@ -118,24 +118,51 @@ def predict(
     input_: Annotated[
         str | None, typer.Option("--input", help="JSONL of the task's fields, or plain lines; - for standard input.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Predict a split of the task's own data.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="A split of the task's own data: test, validation, diagnostic, …")
+    ] = None,
     checkpoint: Checkpoint = None,
     out: Annotated[Path | None, typer.Option(help="File (one run) or directory; default: standard output.")] = None,
+    fill_wnli: Annotated[
+        bool, typer.Option("--fill-wnli", help="GLUE: write WNLI.tsv with the majority class if no run predicts it.")
+    ] = False,
 ) -> None:
-    """Predictions; for GLUE's test split the submission files."""
+    """Predictions; for GLUE's test split the submission files, zipped when all eleven are there."""
     from lorakit.predict import predict_input, predict_split
 
     if (input_ is None) == (split is None):
         raise RecipeError("give either --input or --split")
+    if fill_wnli and (split != "test" or out is None):
+        raise RecipeError("--fill-wnli completes GLUE's submission: it goes with --split test --out DIR")
     progress = _progress(quiet=out is None)
-    for run in runs:
-        if split is not None:
-            files = predict_split(run, checkpoint, split, out, several=len(runs) > 1, progress=progress)
-        else:
-            assert input_ is not None
-            files = predict_input(run, checkpoint, input_, out, several=len(runs) > 1, progress=progress)
-        for file in files:
+    written: list[Path] = []
+    if split is not None:
+        for file in predict_split(runs, checkpoint, split, out, progress):
             print(f"written: {file}")
+            written.append(file)
+        _show_submission(written, fill_wnli)
+        return
+    assert input_ is not None
+    for run in runs:
+        for file in predict_input(run, checkpoint, input_, out, several=len(runs) > 1, progress=progress):
+            print(f"written: {file}")
+
+
+def _show_submission(written: Sequence[Path], fill_wnli: bool) -> None:
+    """Which of the eleven files of a submission to GLUE are there, and the zip once all are; else nothing."""
+    from lorakit.tasks import glue_submission
+
+    if not written or written[0].name not in glue_submission.TEST_SETS:
+        return
+    folder = written[0].parent
+    if fill_wnli and (filled := glue_submission.fill_wnli(folder)):
+        print(f"written: {filled}: the majority class in all rows, from no model")
+    problems = glue_submission.problems_of(folder)
+    _table(["file", "state"], [(name, problem or "complete") for name, problem in problems.items()])
+    if lacking := sum(map(bool, problems.values())):
+        print(f"no submission yet: {lacking} of the {len(problems)} files are not complete")
+    else:
+        print(f"written: {glue_submission.write_archive(folder)}: for gluebenchmark.com/submit")
 
 
 @app.command()
@@ -187,6 +214,63 @@ def export(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.lr=1e-4")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory to plan for, e.g. 24GiB; default: what is free here.")
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="Device to plan for; default: that of this machine.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train 20 steps in a temporary run, and tell time and memory.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """What a recipe will do, before anything runs: targets, parameters, rows, steps, tokens, memory."""
+    import json
+
+    from lorakit.errors import DoesNotFit
+    from lorakit.plan import make_plan, this_machine
+    from lorakit.plan_view import as_json, measured_rows, parse_size, refusals, sentences, tables
+    from lorakit.recipe import load
+    from lorakit.runtime import json_ready
+
+    loaded = load(recipe, overrides or [])
+    machine = this_machine(None if device is None else device == "cuda", None if memory is None else parse_size(memory))
+    progress = _progress(quiet=json_)
+    made = make_plan(loaded, machine, progress)
+    if not json_:
+        for header, rows in tables(made):
+            _table(header, rows)
+            print()
+        for sentence in sentences(made):
+            print(sentence)
+    probe = None
+    if measure and made.fits:
+        from lorakit.measure import measure as run_probe
+
+        probe = run_probe(made, progress)
+        if not json_:
+            print()
+            _table(*measured_rows(probe))
+    if json_:
+        print(json.dumps(json_ready(as_json(made, probe))))
+    if problems := refusals(made):
+        raise DoesNotFit(*problems)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write report.md, report.html and the plots again, from the files of a finished run."""
+    from lorakit.report import write_pages
+
+    write_pages(run)
+    print(f"written: {run / 'report.html'}")
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of recipes, for editors."""
     import json
@@ -215,6 +299,7 @@ def _show_report(run: Path) -> None:
     _table(["run", str(run)], summary_rows(report))
     if line := paper_line(report):
         print(line)
+    print(f"report: {run / 'report.html'}")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -244,17 +329,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LorakitError as error:
         if debug:
             traceback.print_exc()
-        _print_errors(error.problems)
+        _print_errors(error.problems, error.prefix)
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             traceback.print_exc()
         hint = "" if debug else "; --debug shows where"
-        _print_errors((f"unexpected {type(error).__name__}: {error}{hint}",))
+        _print_errors((f"unexpected {type(error).__name__}: {error}{hint}",), LorakitError.prefix)
         sys.exit(1)
 
 
-def _print_errors(problems: Sequence[str]) -> None:
+def _print_errors(problems: Sequence[str], prefix: str) -> None:
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     for problem in problems:
-        print(f"{red}error: {problem}{plain}", file=sys.stderr)
+        print(f"{red}{prefix}{problem}{plain}", file=sys.stderr)

@@ -25,6 +25,7 @@ _LLAMA_8B = {
     "num_key_value_heads": 8,
     "intermediate_size": 14336,
     "tie_word_embeddings": False,
+    "dtype": "bfloat16",
 }
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -9,6 +9,8 @@ class LorakitError(Exception):
     """
 
     exit_code = 1
+    prefix = "error: "
+    """What the command line puts before each problem."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -27,6 +29,10 @@ class DataError(LorakitError):
 
 class ModelError(LorakitError):
     """The base model is missing, unreadable, or does not fit the method or the task."""
+
+
+class DoesNotFit(LorakitError):
+    """A run needs more memory than there is."""
 
 
 class CheckpointError(LorakitError):

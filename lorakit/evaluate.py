@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -136,7 +136,16 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     return precision
 
 
-def token_limit(task: Task, prepared: Prepared) -> int:
+class Positioned(Protocol):
+    """What knows how long an input may be."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest input that the model has positions for."""
+        ...
+
+
+def token_limit(task: Task, prepared: Positioned) -> int:
     """Tokens per row: the task's max_length, or 512, within the model's positions.
 
     Raises:

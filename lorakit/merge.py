@@ -20,7 +20,7 @@ from torch import Tensor
 from lorakit.errors import MergeError
 from lorakit.merge_check import LogitCheck, verify_logits, verify_tensors
 from lorakit.merge_plan import FLOATS, Piece, Plan, name_of, plan_merge, read_rows
-from lorakit.runtime import atomic_directory
+from lorakit.runtime import atomic_directory, size_text
 from lorakit.weights import write_file
 
 if TYPE_CHECKING:
@@ -35,7 +35,15 @@ Verify = Literal["none", "tensors", "logits"]
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and those of the whole."""
 
-_COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
+_OF_SENTENCE_ENCODERS = {
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "data_config.json",
+    "train_script.py",
+}
+"""What sentence-transformers puts beside a model; it would describe another one than the merged."""
+_COPIED_SUFFIXES = {".json", ".txt", ".model", ".codes", ".jinja", ".py"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class MergeReport:
         """Label and value, for a table."""
         counts = ("copied", "merged", "replaced", "added", "dropped")
         rows = [(f"tensors {name}", f"{getattr(self, name):,}") for name in counts]
-        rows += [("dtype", self.dtype), ("size", f"{self.bytes / 2**20:,.1f} MiB"), ("seconds", f"{self.seconds:.1f}")]
+        rows += [("dtype", self.dtype), ("size", size_text(self.bytes)), ("seconds", f"{self.seconds:.1f}")]
         rows.append(("verified", self.verified))
         if check := self.logits:
             rows += [
@@ -149,7 +157,7 @@ def check_place(out: Path, size: int) -> None:
     there = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(there).free
     if free < size:
-        raise MergeError(f"{out}: {size / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free there")
+        raise MergeError(f"{out}: {size_text(size)} are needed, {size_text(free)} are free there")
 
 
 def _write(plan: Plan, prepared: "Prepared", out: Path, progress: Progress | None) -> None:
@@ -248,7 +256,7 @@ def _copy_files(prepared: "Prepared", out: Path) -> None:
     """Tokenizer and generation files, as the base has them but for the padding token that the run used."""
     for file in sorted(prepared.located.directory.iterdir()):
         own = file.name == "config.json" or file.name.endswith(".index.json")
-        if file.is_file() and file.suffix in _COPIED_SUFFIXES and not own:
+        if file.is_file() and file.suffix in _COPIED_SUFFIXES and not own and file.name not in _OF_SENTENCE_ENCODERS:
             shutil.copyfile(file, out / file.name)
     place = out / "tokenizer_config.json"
     fields = json.loads(place.read_text()) if place.is_file() else {}

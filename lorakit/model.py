@@ -120,7 +120,7 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
     if head.kind != "generation" and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id  # a decoder's head reads the last token that is no padding
     if skeleton:
-        model = _skeleton(base, config, head)
+        model = build_skeleton(base, config, head)
         file_names = _file_names(model, entries)
         new = {name for name in _absent(model, file_names) if not _in_body(model, name)}  # renamed, if in the body
     else:
@@ -174,13 +174,22 @@ def load_config(base: Base, located: Located, head: Head) -> Any:
         config = AutoConfig.from_pretrained(located.directory, trust_remote_code=base.trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"model.base: {base.base}: unreadable config: {_one_line(error)}") from error
+    suit(config, base, head)
+    return config
+
+
+def suit(config: Any, base: Base, head: Head) -> None:
+    """Put the recipe's overrides and the task's labels into a base's config.
+
+    Raises:
+        RecipeError: An override names a field that the config does not have.
+    """
     _override(config, base.overrides)
     if head.kind != "generation":
         config.num_labels = len(head.labels)
         config.id2label = dict(enumerate(head.labels))
         config.label2id = {label: index for index, label in enumerate(head.labels)}
         config.problem_type = "regression" if head.kind == "regression" else "single_label_classification"
-    return config
 
 
 def _override(config: Any, overrides: Mapping[str, bool | int | float | str]) -> None:
@@ -287,7 +296,8 @@ def _load(base: Base, config: Any, located: Located, head: Head) -> "tuple[nn.Mo
     return model, set(info["missing_keys"])
 
 
-def _skeleton(base: Base, config: Any, head: Head) -> "nn.Module":
+def build_skeleton(base: Base, config: Any, head: Head) -> "nn.Module":
+    """The model of a config on the meta device: structure and names without weights."""
     import torch
 
     with _loading(base, head), torch.device("meta"):

@@ -7,42 +7,75 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.checkpoint import RECIPE
 from lorakit.data.readers import read_lines
 from lorakit.data.rows import Row, prompt_of
 from lorakit.errors import DataError
 from lorakit.evaluate import Evaluation
 from lorakit.progress import Progress
+from lorakit.recipe import Recipe, load
 from lorakit.runtime import write_atomic
 from lorakit.session import Session, open_session
+from lorakit.tasks.base import Task
 
 
 def predict_split(
-    run: Path, checkpoint: str | None, split: str, out: Path | None, *, several: bool, progress: Progress
-) -> list[Path]:
-    """Predict a split; a task with a submission format (GLUE's test) writes that instead of JSON lines.
+    runs: Sequence[Path], checkpoint: str | None, split: str, out: Path | None, progress: Progress
+) -> Iterator[Path]:
+    """Predict a split with each run; a task with a submission format (GLUE's test) writes that instead of JSON lines.
 
     Args:
-        run: The run directory.
-        checkpoint: "step-N", or None for the published adapter.
-        split: Of the task.
+        runs: The run directories.
+        checkpoint: "step-N", or None for the published adapters.
+        split: Of their tasks.
         out: A file, or, for submissions and for several runs, a directory; None prints.
-        several: Whether this is one of several runs.
         progress: Shown while it runs.
 
-    Returns:
-        The files written.
+    Yields:
+        The files, as each is written.
+
+    Raises:
+        DataError: A split is missing or malformed, or not whole, as its submission must be; two runs would write the
+            same file; or there are several files and no directory.
     """
-    session = open_session(run, checkpoint)
-    found = session.predict(session.read(split, progress), progress)
-    submission = session.recipe.task.submission(split, found.predictions)
-    if submission is None:
-        return _write(found, session.recipe.name, out, several)
-    if out is None:
-        sys.stdout.write(submission[1])
-        return []
-    file = out / submission[0]
-    write_atomic(file, submission[1])
-    return [file]
+    _require_places([load(run / RECIPE) for run in runs if (run / RECIPE).is_file()], split, out)
+    for run in runs:
+        session = open_session(run, checkpoint)
+        task = session.recipe.task
+        # all are read first: a missing file shows now, and not after hours of predicting
+        parts = [session.read(name, progress) for name in task.submission_splits(split)]
+        for shortened in filter(None, [task.incomplete(part.name, len(part.rows)) for part in parts]):
+            progress.say(f"warning: {shortened}")
+        for part in parts:
+            found = session.predict(part, progress)
+            submission = task.submission(part.name, found.predictions)
+            if submission is None:
+                yield from _write(found, session.recipe.name, out, len(runs) > 1)
+            elif out is None:
+                sys.stdout.write(submission[1])
+            else:
+                write_atomic(out / submission[0], submission[1])
+                yield out / submission[0]
+
+
+def _require_places(recipes: Sequence[Recipe], split: str, out: Path | None) -> None:
+    """Refuse, before anything is predicted, what would print several files or write one twice."""
+    names = [name for recipe in recipes for name in _submission_names(recipe.task, split)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"--split {split}: several of these runs predict {', '.join(twice)}: give one of them")
+    if out is None and len(names) > 1:
+        raise DataError(f"--split {split} makes {', '.join(names)}: name a directory for them with --out")
+    if names and out is not None and out.is_file():
+        raise DataError(f"--out {out}: is a file, but {', '.join(names)} must be written into a directory")
+
+
+def _submission_names(task: Task, split: str) -> list[str]:
+    """The files that a run of the task writes for a split."""
+    if split not in task.splits:
+        return []  # refused when the run is read, with the splits that there are
+    written = [task.submission(name, []) for name in task.submission_splits(split)]
+    return [submission[0] for submission in written if submission is not None]
 
 
 def predict_input(

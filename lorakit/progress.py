@@ -27,8 +27,8 @@ class Progress(Protocol):
         """One line for the person."""
         ...
 
-    def bar(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Bar]:
-        """A bar for work that may take over two seconds."""
+    def bar(self, label: str, total: int, unit: str = "rows", done: int = 0) -> AbstractContextManager[Bar]:
+        """A bar for work that may take over two seconds, of which an earlier process has done some."""
         ...
 
 
@@ -42,7 +42,7 @@ class Silent:
         """Nothing."""
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Bar]:
+    def bar(self, label: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Bar]:
         """A bar that shows nothing."""
         yield self
 
@@ -55,15 +55,15 @@ class Plain:
         print(text, flush=True)
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Bar]:
+    def bar(self, label: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Bar]:
         """A bar as occasional lines."""
-        yield _PlainBar(label, total, unit)
+        yield _PlainBar(label, total, unit, done)
 
 
 class _PlainBar:
-    def __init__(self, label: str, total: int, unit: str) -> None:
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self.before = done
         self.began = self.shown = time.monotonic()
 
     def advance(self, count: int = 1, **values: str) -> None:
@@ -73,7 +73,7 @@ class _PlainBar:
         if slow_enough or (self.done >= self.total and now - self.began >= 2):
             self.shown = now
             beside = "".join(f"  {name} {value}" for name, value in values.items())
-            rate = self.done / max(now - self.began, 1e-9)
+            rate = (self.done - self.before) / max(now - self.began, 1e-9)
             print(f"{self.label}  {self.done}/{self.total} {self.unit}  {rate:.1f} {self.unit}/s{beside}", flush=True)
 
 
@@ -92,7 +92,7 @@ class Live:
         self.console.print(text, highlight=False, markup=False)
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Bar]:
+    def bar(self, label: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Bar]:
         """A live bar; it leaves its last state on the screen."""
         from rich import progress
 
@@ -106,7 +106,7 @@ class Live:
             progress.TimeRemainingColumn(),
         )
         with progress.Progress(*columns, console=self.console, refresh_per_second=5) as shown:
-            yield _LiveBar(shown, shown.add_task(label, total=total, beside=""))
+            yield _LiveBar(shown, shown.add_task(label, total=total, completed=done, beside=""))
 
 
 class _LiveBar:

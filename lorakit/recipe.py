@@ -205,6 +205,21 @@ def dump(recipe: Recipe) -> str:
     return yamltree.render(recipe.model_dump(mode="json", by_alias=True))
 
 
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values by dotted key, such as `train.lr`; an item of a list by its index, an empty one as it is."""
+    return _flat(recipe.model_dump(mode="json"))
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict | list) or not value:
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found: dict[str, Any] = {}
+    for key, inner in items:
+        found |= _flat(inner, f"{path}.{key}" if path else str(key))
+    return found
+
+
 def json_schema() -> Schema:
     """The JSON schema of recipe files, for editors: keys, types, bounds, defaults and what each key means."""
     schema: Schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}

@@ -45,6 +45,16 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def available_memory() -> int:
+    """Bytes of this machine's memory that a new process can have."""
+    table = Path("/proc/meminfo")
+    if table.is_file():
+        for line in table.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def json_ready(value: Any) -> Any:
     """The value with null for every number that JSON cannot say: an undefined metric, an infinite norm."""
     if isinstance(value, dict):
@@ -93,6 +103,14 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them: 512 B, 3.4 KiB, 86.6 MiB, 15.0 GiB."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{size:,.1f} {units[0]}"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

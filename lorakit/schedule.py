@@ -15,6 +15,9 @@ from pydantic import (
 from lorakit.section import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Tracker = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]  # what Accelerate knows
 
 
 class Optimizer(Section):
@@ -45,6 +48,18 @@ class Warmup(Section):
             found = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of ratio, steps and tokens, as in {{steps: 500}}; got {found}")
         return self
+
+
+class InitFrom(Section):
+    """Start from what another run has trained on the same base with the same method; the base stays frozen.
+
+    The paper's MRPC, RTE and STS-B start from its MNLI adapter (section D.1).
+    """
+
+    run: Annotated[str, Field(min_length=1)]
+    """The other run's directory; its published adapter is taken."""
+    head: Literal["drop", "keep_matching"] = "drop"
+    """The task's head: all of it new, or only those of its tensors new whose shapes differ there."""
 
 
 class Train(Section):
@@ -89,6 +104,11 @@ class Train(Section):
     """Rows for evaluations during training; the last one takes all."""
     patience: PositiveInt | None = None
     """Stop after this many evaluations in a row without a better `select`; null: never."""
+    init_from: InitFrom | None = None
+    """Another run to start from; null: from the base."""
+    track: list[Tracker] = []
+    """Experiment trackers that also get what metrics.jsonl gets; each needs its package. Tensorboard's files are in the
+    run directory, below `tracking`; others may use the network. Cannot change the result."""
 
     @field_validator("steps")
     @classmethod

@@ -19,6 +19,7 @@ from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.session import probe_inputs
 from lorakit.tasks.base import Split, Task
+from lorakit.tasks.made_up import text_rows
 from lorakit.tiny import make_tiny_base
 from lorakit.training.run import train
 
@@ -98,9 +99,40 @@ def made_up(task: Task) -> Task:
         labels = task.labels
     except DataError:  # the classes would be found in a training file that is not here
         labels = ("no", "yes")
-    replaced = {"load": load, "labels": property(lambda _: labels), "__doc__": type(task).__doc__}
-    kind: type[Task] = type(f"MadeUp{type(task).__name__}", (type(task),), replaced)
+    return _replaced(task, load=load, labels=property(lambda _: labels), missing=lambda _: None)
+
+
+def _replaced(task: Task, **members: Any) -> Task:
+    """The task with other members in the place of its class's."""
+    kind: type[Task] = type(type(task).__name__, (type(task),), {"__doc__": type(task).__doc__, **members})
     return kind.model_construct(**{name: getattr(task, name) for name in type(task).model_fields})
+
+
+def _started(small: Recipe, scratch: Path, progress: Progress) -> Recipe:
+    """The shrunk recipe with a tiny run to start from, which is trained here.
+
+    A task with a head gets a run with three classes, as MNLI has, so that the rule for the head has something to do.
+    """
+    assert small.train.init_from is not None
+
+    def load(_: Task, split: str) -> Split:
+        return Split(text_rows(ROWS, len(split), range(3), pair=False))
+
+    task = small.task
+    if task.kind != "generation":
+        task = _replaced(
+            task,
+            load=load,
+            kind=property(lambda _: "classification"),
+            labels=property(lambda _: ("no", "maybe", "yes")),
+            metrics=property(lambda _: ("accuracy",)),
+        )
+    progress.say(f"first a tiny run to start from, in the place of {small.train.init_from.run}")
+    directory = scratch / "origin"
+    alone = small.train.model_copy(update={"init_from": None, "select": None})
+    train(small.model_copy(update={"name": "origin", "task": task, "train": alone, "paper": None}), directory, progress)
+    init_from = small.train.init_from.model_copy(update={"run": str(directory)})
+    return small.model_copy(update={"train": small.train.model_copy(update={"init_from": init_from})})
 
 
 def smoke(recipe: Recipe, scratch: Path, out: Path, progress: Progress) -> dict[str, Any]:
@@ -116,6 +148,8 @@ def smoke(recipe: Recipe, scratch: Path, out: Path, progress: Progress) -> dict[
         The run's report.
     """
     small = smoke_recipe(recipe, scratch)
+    if small.train.init_from is not None:
+        small = _started(small, scratch, progress)
     run = train(small, out, progress)
     if not any(method.unmergeable() for method in small.method):
         batches = probe_inputs(run.validation[0].encoded, run.prepared.tokenizer.pad_token_id)

@@ -15,12 +15,18 @@ from lorakit.training.setup import Run
 FILES = {
     "adapter.safetensors",
     "metrics.jsonl",
+    "plots/gradient_norm.png",
+    "plots/learning_rate.png",
+    "plots/loss.png",
+    "plots/metric.png",
     "predictions/validation.jsonl",
     "recipe.yaml",
+    "report.html",
     "report.json",
     "report.md",
 }
-"""What a finished run holds beside its checkpoints."""
+"""What a finished run holds beside its checkpoints and its plots of predictions."""
+PLOTS = {"classification": {"plots/confusion_validation.png"}, "regression": {"plots/scatter_validation.png"}}
 IN_CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -95,9 +101,10 @@ def files(out: Path) -> set[str]:
     return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
 
 
-def expected_files(steps: Sequence[int]) -> set[str]:
+def expected_files(steps: Sequence[int], kind: str = "classification") -> set[str]:
     """What `files` must be for a finished run with checkpoints at these steps."""
-    return FILES | {f"checkpoints/step-{step}/{name}" for step in steps for name in IN_CHECKPOINT}
+    saved = {f"checkpoints/step-{step}/{name}" for step in steps for name in IN_CHECKPOINT}
+    return FILES | PLOTS.get(kind, set()) | saved
 
 
 def same_result(one: Path, other: Path) -> None:

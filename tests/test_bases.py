@@ -378,12 +378,13 @@ def test_hub_model(llama: Path, tmp_path: Path) -> None:
         shutil.copytree(llama, models / name)
     (models / "gated" / ".gated").touch()
     (models / "llama@v2" / "extra.txt").write_text("v2")
+    (models / "llama@v2" / "bpe.codes").write_text("as PhoBERT has")
     for unwanted in ("README.md", "consolidated.safetensors", "model.fp16.safetensors", "tf_model.h5", "run.py"):
         (models / "llama" / unwanted).write_text("large")
     (models / "llama" / "onnx").mkdir()
     (models / "llama" / "onnx" / "config.json").write_text("{}")
     (models / "llama" / "pytorch_model.bin").write_text("the same weights again")
-    as_bins(llama, models / "old")
+    (as_bins(llama, models / "old") / "bpe.codes").write_text("as PhoBERT has")
     home = tmp_path / "home"
     with HubServer(tmp_path) as hub:
         main, v2, old = (
@@ -403,9 +404,9 @@ def test_hub_model(llama: Path, tmp_path: Path) -> None:
             ("some/gated", None),
         )
         assert answers[0] == ["some/llama", main, files]
-        assert answers[1] == ["some/llama", v2, sorted([*files, "extra.txt"])]
+        assert answers[1] == ["some/llama", v2, sorted([*files, "bpe.codes", "extra.txt"])]
         assert answers[2] == answers[1]
-        assert answers[3] == ["some/old", old, files]
+        assert answers[3] == ["some/old", old, sorted([*files, "bpe.codes"])]
         assert answers[4] == "model.base: some/llama has no revision v3"
         assert answers[5].startswith("model.base: some/absent: no such model on the hub, and no such directory here")
         assert answers[6].startswith("model.base: some/gated is gated: ask for access on its page")

@@ -18,7 +18,7 @@ from lorakit.recipe import load
 from lorakit.tiny import make_tiny_base
 
 Tiny = Callable[[str], Path]
-COMMANDS = ["train", "eval", "predict", "merge", "export", "schema"]
+COMMANDS = ["train", "eval", "predict", "merge", "export", "plan", "report", "schema"]
 
 
 class Cli:
@@ -410,6 +410,15 @@ def test_ctrl_c_before_there_is_anything_to_save(cli: Cli, copied: Path, monkeyp
     code, _, err = cli("eval", copied)
     assert code == 130
     assert "Traceback" not in err
+
+
+def test_report_makes_the_pages_again(cli: Cli, copied: Path, tmp_path: Path) -> None:
+    (copied / "report.html").unlink()
+    code, out, _ = cli("report", copied)
+    assert (code, out) == (0, f"written: {copied / 'report.html'}\n")
+    assert (copied / "report.html").is_file()
+    (message,) = cli.fails(1, "report", tmp_path / "none")
+    assert "not a run directory, or the run has not finished" in message
 
 
 def test_schema_is_the_recipe_s(cli: Cli) -> None:

@@ -468,7 +468,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, mon
     opened = open_adapted(tiny_base(tmp_path, "bert"), [QV], "classification")
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(lorakit.merge.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(MergeError, match="MiB are needed, 0 MiB are free there"):
+    with pytest.raises(MergeError, match="KiB are needed, 1000 B are free there"):
         merge(opened, tmp_path / "deep" / "out", batches=batches())
     assert left(tmp_path) == []
 

@@ -16,6 +16,7 @@ from lorakit.runtime import (
     disk_errors,
     json_ready,
     peak_memory_bytes,
+    size_text,
     versions,
     write_atomic,
 )
@@ -142,3 +143,11 @@ def test_our_own_errors_pass_disk_errors(tmp_path: Path) -> None:
 def test_json_ready_says_null_for_what_json_cannot_say() -> None:
     value = {"pearson": math.nan, "norms": [1.5, math.inf], "step": 3, "name": "x"}
     assert json_ready(value) == {"pearson": None, "norms": [1.5, None], "step": 3, "name": "x"}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**20, "3.0 MiB"), (15 * 2**30, "15.0 GiB")],
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert size_text(count) == text

@@ -70,13 +70,26 @@ def test_a_smoke_run_trains_saves_and_merges(tmp_path: Path, tiny: Tiny, base: s
     (tmp_path / "validation.jsonl").unlink()
     found = smoke(recipe, tmp_path / "scratch", tmp_path / "run", Silent())
     assert (found["steps"], found["status"]) == (2, "complete")
-    assert files(tmp_path / "run") == expected_files([2])
+    assert files(tmp_path / "run") == expected_files([2], kind)
     assert report(tmp_path / "run") == found
     assert (tmp_path / "scratch/merged/model.safetensors").is_file()
     state = open_run(tmp_path / "run").state
     trained = [tensor for name, tensor in state.items() if name.endswith(".B")]
     assert trained
     assert all(torch.count_nonzero(tensor) for tensor in trained), "B starts at zero, so it has moved"
+
+
+@pytest.mark.parametrize(("base", "kind"), [("roberta", "regression"), ("gpt2", "completion")])
+def test_a_recipe_that_starts_from_another_run_gets_a_tiny_one(
+    tmp_path: Path, tiny: Tiny, base: str, kind: str
+) -> None:
+    train = {"init_from": {"run": "runs/not_here", "head": "keep_matching"}}
+    found = smoke(
+        small_recipe(tmp_path, tiny(base), kind, train=train), tmp_path / "scratch", tmp_path / "run", Silent()
+    )
+    heads = {"roberta": {"classifier.dense": "kept", "classifier.out_proj": "new"}, "gpt2": {}}
+    assert found["init_from"]["head"] == heads[base]
+    assert (tmp_path / "scratch/merged/model.safetensors").is_file()
 
 
 def test_a_smoke_run_needs_no_network_and_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

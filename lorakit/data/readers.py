@@ -1,4 +1,4 @@
-"""Read data files row by row: JSON lines, CSV, TSV and Parquet, each row with the place that it came from."""
+"""Read data files row by row: JSON lines or arrays, CSV, TSV and Parquet, each row with the place that it came from."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ class Record:
     """One row of a file.
 
     Args:
-        where: The file and the line (Parquet: the row), as messages show it.
+        where: The file and the line (Parquet, JSON array: the row), as messages show it.
         cells: Its cells by column name.
     """
 
@@ -108,6 +108,24 @@ def read_jsonl(path: Path) -> Iterator[Record]:
         yield Record(where, cells)
 
 
+def read_json(path: Path) -> Iterator[Record]:
+    """One JSON array of objects; `where` counts them from 1.
+
+    Raises:
+        DataError: The file cannot be read, or is no array of objects.
+    """
+    try:
+        rows = json.loads("".join(line for _, line in _decoded(path)))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); a file with one object per line ends in .jsonl") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: must hold an array of objects, [{{...}}, ...], but this is {shown(rows)}")
+    for number, cells in enumerate(rows, start=1):
+        if not isinstance(cells, dict):
+            raise DataError(f"{path}, row {number}: must be a JSON object such as {{...}}, but is {shown(cells)}")
+        yield Record(f"{path}, row {number}", cells)
+
+
 def read_csv(path: Path) -> Iterator[Record]:
     """Comma-separated values with a header; quoted cells may hold commas, doubled quotes and line breaks.
 
@@ -168,6 +186,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": read_jsonl,
+    ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,

@@ -13,7 +13,7 @@ from lorakit.errors import MergeError
 from lorakit.merge import check_place
 from lorakit.merge_plan import adapted_layers
 from lorakit.methods.base import Adapted, Edit
-from lorakit.runtime import atomic_directory
+from lorakit.runtime import atomic_directory, size_text
 from lorakit.section import Section
 from lorakit.surgery import WRAPPED
 
@@ -97,7 +97,7 @@ class ExportReport:
     def rows(self) -> list[tuple[str, str]]:
         """Label and value, for a table."""
         rows = [("format", self.format)]
-        rows += [(name, f"{size / 2**20:,.2f} MiB") for name, size in self.files.items()]
+        rows += [(name, size_text(size)) for name, size in self.files.items()]
         rows += [("adapted modules", f"{self.modules:,}"), ("whole tensors", f"{self.tensors:,}")]
         rows.append(("largest relative difference, read back", f"{self.max_difference:.1e}"))
         return rows

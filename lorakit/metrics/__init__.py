@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from lorakit.metrics.bleu import bleu
-from lorakit.metrics.classification import accuracy, f1, f1_macro, matthews
+from lorakit.metrics.classification import accuracy, f1, f1_macro, f1_weighted, matthews
 from lorakit.metrics.exact_match import exact_match
 from lorakit.metrics.regression import pearson, spearman
 
@@ -11,6 +11,7 @@ LABEL_METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = 
     "accuracy": accuracy,
     "f1": f1,
     "f1_macro": f1_macro,
+    "f1_weighted": f1_weighted,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,

@@ -1,4 +1,4 @@
-"""Correlations of predicted numbers, by scipy. Both take the labels first, then the predictions."""
+"""Correlations of predicted numbers, by scipy, and their errors. All take the labels first, then the predictions."""
 
 import math
 import warnings
@@ -28,3 +28,19 @@ def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float:
 def _undefined(labels: Sequence[float], predictions: Sequence[float]) -> bool:
     finite = all(map(math.isfinite, predictions))
     return not finite or len(set(labels)) < 2 or len(set(predictions)) < 2
+
+
+def residuals(labels: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
+    """How far the predictions are from the labels, on the labels' own scale: one or more rows, all finite.
+
+    Returns:
+        `mean error` (above 0: predicted too much), `mean absolute error`, `root mean squared error`, `largest error`.
+    """
+    errors = [predicted - label for label, predicted in zip(labels, predictions, strict=True)]
+    count = len(errors)
+    return {
+        "mean error": math.fsum(errors) / count,
+        "mean absolute error": math.fsum(map(abs, errors)) / count,
+        "root mean squared error": math.sqrt(math.fsum(error * error for error in errors) / count),
+        "largest error": max(map(abs, errors)),
+    }

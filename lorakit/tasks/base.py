@@ -42,14 +42,18 @@ class Task(Section):
     name: str
     max_length: PositiveInt | None = None
     """Tokens per row; null: 512, or what the model has positions for. Truncated rows are counted and reported."""
-    limit: dict[Literal["train", "validation", "validation_mismatched", "test", "test_mismatched"], PositiveInt] = (
-        Field(default_factory=dict)
-    )
+    limit: dict[
+        Literal["train", "validation", "validation_mismatched", "test", "test_mismatched", "diagnostic"], PositiveInt
+    ] = Field(default_factory=dict)
     """The first N rows of a split."""
 
     def resolve(self) -> Self:
         """The task with what the data decides filled in, so that a run can be rebuilt without its training rows."""
         return self
+
+    def missing(self) -> str | None:
+        """What this task needs and this machine lacks, such as a library, and what to do; None where all is there."""
+        return None
 
     @property
     @abstractmethod
@@ -69,7 +73,12 @@ class Task(Section):
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """Splits that this task can have, of train, validation, validation_mismatched, test, test_mismatched."""
+        """Splits that this task can have, of those that `limit` names."""
+
+    @property
+    def official_rows(self) -> dict[str, int]:
+        """Split → its rows as published, for `plan` where the files are not here; empty where nothing is published."""
+        return {}
 
     @abstractmethod
     def load(self, split: str) -> Split:
@@ -97,6 +106,18 @@ class Task(Section):
 
     def submission(self, split: str, predictions: Sequence[Prediction]) -> tuple[str, str] | None:
         """(name, content) of the official file with the predictions for a split; None where there is no such format."""
+        return None
+
+    def submission_splits(self, split: str) -> tuple[str, ...]:
+        """What `predict --split` takes at once: the split, with those that a submission needs beside it."""
+        return (split,)
+
+    def incomplete(self, split: str, rows: int) -> str | None:
+        """Why a split of so many rows makes no valid submission; None where it does, or where there is no such format.
+
+        Raises:
+            DataError: It makes none, and nobody asked for fewer rows.
+        """
         return None
 
     def score(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -57,10 +57,13 @@ class Custom(Task):
     data_kind: DataKind = Field(alias="kind")
     """What a row is: a text with a class, a text with a number, a prompt with its completion, or a conversation."""
     train: str
-    """A file (.jsonl, .csv, .tsv, .parquet) or `hub:OWNER/NAME[:CONFIG][@REVISION][#SPLIT]`; the hub's split is the one
-    of the same name unless `#SPLIT` says otherwise, slices such as `#train[90%:]` included."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet) or `hub:OWNER/NAME[:CONFIG][@REVISION][#SPLIT]`; the hub's split is
+    the one of the same name unless `#SPLIT` says otherwise, slices such as `#train[90%:]` included."""
     validation: str | None = None
-    """As `train`; training needs it."""
+    """As `train`; training needs it, or `held_out`."""
+    held_out: float | None = Field(None, gt=0, le=0.5)
+    """In place of `validation`: a share of the training rows, evenly spaced, that is validated on and not trained on
+    (0.1: every tenth)."""
     test: str | None = None
     """As `train`; its rows may lack labels and targets."""
     columns: dict[Role, str] = Field(default_factory=dict)
@@ -110,7 +113,9 @@ class Custom(Task):
             raise ValueError(f"labels: kind {self.data_kind} has no classes")
         tables = [source for source in (self.train, self.validation, self.test) if source and _is_table(source)]
         if self.data_kind == "chat" and tables:
-            raise ValueError(f"{tables[0]!r}: conversations need .jsonl, .parquet or the hub")
+            raise ValueError(f"{tables[0]!r}: conversations need .jsonl, .json, .parquet or the hub")
+        if self.held_out is not None and self.validation is not None:
+            raise ValueError("validation and held_out both say what is validated on; keep one")
         return self
 
     def resolve(self) -> "Custom":
@@ -137,7 +142,7 @@ class Custom(Task):
 
     @cached_property
     def _labels_found(self) -> tuple[str, ...]:
-        records, _ = self._records("train")
+        records, _ = self._source_records(self.train, "train")  # the classes of held-out rows too
         found = {_label_text(record, self._column("label")) for record in records}
         if len(found) < 2:
             raise DataError(f"{self.train}: all rows have the label {shown(*found)}; there must be two or more")
@@ -152,8 +157,8 @@ class Custom(Task):
     @property
     def splits(self) -> tuple[str, ...]:
         """Those that have a source."""
-        sources = {"train": self.train, "validation": self.validation, "test": self.test}
-        return tuple(name for name, source in sources.items() if source is not None)
+        there = {"train": self.train, "validation": self.validation or self.held_out, "test": self.test}
+        return tuple(name for name, source in there.items() if source is not None)
 
     def load(self, split: str) -> Split:
         """Read one split.
@@ -210,14 +215,15 @@ class Custom(Task):
 
     def _records(self, split: str) -> tuple[Iterator[Record], str | None]:
         """The rows of a split as the source has them, and the commit of a hub data set."""
+        if self.held_out is not None and split in ("train", "validation"):
+            records, revision = self._source_records(self.train, "train")
+            return _every(records, self.held_out, held_out=split == "validation"), revision
         source = {"train": self.train, "validation": self.validation, "test": self.test}.get(split)
-        if source is None and split == "validation":
-            raise DataError(
-                "task.validation is not given, and training is evaluated on it: name a file of rows that train does "
-                "not hold (of one hub split: `#train[:90%]` for train, `#train[90%:]` for validation)"
-            )
         if source is None:
             raise DataError(f"task.{split} is not given; this recipe has {', '.join(self.splits)}")
+        return self._source_records(source, split)
+
+    def _source_records(self, source: str, split: str) -> tuple[Iterator[Record], str | None]:
         if not source.startswith("hub:"):
             return read_records(Path(source)), None
         there = parse_source(source, split)
@@ -253,6 +259,13 @@ class Custom(Task):
         if text.isdecimal() and int(text) < len(self.labels):
             return int(text)
         raise DataError(f"{record.where}: `{column}` must be one of {', '.join(self.labels)}, but is {shown(text)}")
+
+
+def _every(records: Iterator[Record], share: float, held_out: bool) -> Iterator[Record]:
+    """A share of the rows, evenly spaced (files are often sorted by label), or all the others."""
+    for index, record in enumerate(records):
+        if (int((index + 1) * share) > int(index * share)) == held_out:
+            yield record
 
 
 def _label_text(record: Record, column: str) -> str:

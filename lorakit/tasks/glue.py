@@ -15,6 +15,7 @@ from lorakit.data.readers import Record, read_lines, shown
 from lorakit.data.rows import Row, TextRow
 from lorakit.errors import DataError
 from lorakit.tasks.base import Dropped, Kind, Prediction, Split, Task, known_fields
+from lorakit.tasks.glue_submission import HEADER, TEST_SETS, file_of
 from lorakit.tasks.made_up import text_rows
 
 REPOSITORY = "nyu-mll/glue"
@@ -96,6 +97,19 @@ _MNLI_FILES = {
     "test": "test_matched.tsv",
     "test_mismatched": "test_mismatched.tsv",
 }
+OFFICIAL_ROWS = {
+    "cola": (8551, 1043, 1063),
+    "sst2": (67349, 872, 1821),
+    "mrpc": (3668, 408, 1725),
+    "stsb": (5749, 1500, 1379),
+    "qqp": (363846, 40430, 390965),
+    "mnli": (392702, 9815, 9796),
+    "qnli": (104743, 5463, 5463),
+    "rte": (2490, 277, 3000),
+    "wnli": (635, 71, 146),
+}
+"""Of train, validation (MNLI: matched) and test."""
+_DIAGNOSTIC_FILES = ("diagnostic/diagnostic.tsv", "AX.tsv")  # as the usual download script names it; as the site does
 
 
 class Glue(Task):
@@ -133,11 +147,18 @@ class Glue(Task):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """MNLI has matched (`validation`, `test`) and mismatched ones."""
-        return tuple(_MNLI_FILES if self.subset == "mnli" else _FILES)
+        """MNLI has matched (`validation`, `test`) and mismatched ones, and the diagnostic set (AX), without labels."""
+        return (*_MNLI_FILES, "diagnostic") if self.subset == "mnli" else tuple(_FILES)
+
+    @property
+    def official_rows(self) -> dict[str, int]:
+        """As published."""
+        rows = OFFICIAL_ROWS[self.subset]
+        mismatched = {"validation_mismatched": 9832, "test_mismatched": 9847} if self.subset == "mnli" else {}
+        return dict(zip(("train", "validation", "test"), rows, strict=True)) | mismatched
 
     def load(self, split: str) -> Split:
-        """Read one split; rows of test splits have no label.
+        """Read one split; rows of test splits and of the diagnostic set have no label.
 
         Raises:
             DataError: A file is missing, empty or malformed; names the file and the line.
@@ -145,8 +166,7 @@ class Glue(Task):
         self.require_split(split)
         if self.path is not None:
             return self.gather(split, self._rows(split, self._records(Path(self.path), split)))
-        there = f"{split}_matched" if self.subset == "mnli" and split in ("validation", "test") else split
-        source = HubSource(REPOSITORY, there, self.subset)
+        source = self._hub_source(split)
         read = load_split(source)
         rows = (self._hub_row(cells, f"{source}, row {n}") for n, cells in enumerate(read.rows, start=1))
         return self.gather(split, rows, read.revision)
@@ -179,9 +199,14 @@ class Glue(Task):
         Raises:
             DataError: A score is not finite.
         """
-        if not split.startswith("test"):
+        if _labelled(split):
             return None
         return self.submission_name(split), "".join(f"{line}\n" for line in self.submission_lines(predictions))
+
+    def submission_splits(self, split: str) -> tuple[str, ...]:
+        """MNLI's test is three files of a submission: matched, mismatched, and the diagnostic set."""
+        several = self.subset == "mnli" and split == "test"
+        return ("test", "test_mismatched", "diagnostic") if several else (split,)
 
     def submission_name(self, split: str) -> str:
         """What gluebenchmark.com calls the file with a test split's predictions.
@@ -189,11 +214,26 @@ class Glue(Task):
         Raises:
             DataError: It is no test split.
         """
-        if split not in self.splits or not split.startswith("test"):
-            raise DataError(f"glue: GLUE takes predictions for test splits only, not for `{split}`")
-        if self.subset == "mnli":
-            return "MNLI-m.tsv" if split == "test" else "MNLI-mm.tsv"
-        return f"{self.corpus.folder}.tsv"
+        return file_of(self.subset, split)
+
+    def incomplete(self, split: str, rows: int) -> str | None:
+        """GLUE refuses a file that lacks rows.
+
+        Raises:
+            DataError: The test set is not whole, and not because the recipe limits it.
+        """
+        if _labelled(split):
+            return None
+        name = self.submission_name(split)
+        whole = TEST_SETS[name].rows
+        if rows == whole:
+            return None
+        if split in self.limit:
+            return f"{name}: task.limit leaves {rows:,} of {whole:,} rows, so this is no valid submission"
+        raise DataError(
+            f"glue: the split {split} of {self.subset} has {rows:,} rows, but the official file has {whole:,}, and "
+            f"GLUE takes no other number; for a trial, limit it in the run's recipe: task.limit={{{split}: {rows}}}"
+        )
 
     def submission_lines(self, predictions: Sequence[Prediction]) -> list[str]:
         """The lines of a submission file, without line ends.
@@ -207,7 +247,7 @@ class Glue(Task):
         Raises:
             DataError: A score is not finite.
         """
-        return ["index\tprediction", *(f"{n}\t{self._spell(value)}" for n, value in enumerate(predictions))]
+        return [HEADER, *(f"{n}\t{self._spell(value)}" for n, value in enumerate(predictions))]
 
     def _spell(self, prediction: Prediction) -> str:
         if self.subset != "stsb":
@@ -217,7 +257,15 @@ class Glue(Task):
             raise DataError(f"glue: the model predicted {score}, which is no score from 0 to 5")
         return f"{min(max(score, GRADES[0]), GRADES[1]):.3f}"
 
+    def _hub_source(self, split: str) -> HubSource:
+        if split == "diagnostic":
+            return HubSource(REPOSITORY, "test", "ax")
+        matched = self.subset == "mnli" and split in ("validation", "test")
+        return HubSource(REPOSITORY, f"{split}_matched" if matched else split, self.subset)
+
     def _records(self, path: Path, split: str) -> Iterator[Record | Dropped]:
+        if split == "diagnostic":
+            return _read(_diagnostic_file(path))
         folder = path / self.corpus.folder
         if not folder.is_dir():
             hint = f"; give its parent, {path.parent}" if path.name == self.corpus.folder else ""
@@ -234,7 +282,7 @@ class Glue(Task):
                 yield record
                 continue
             texts = [record.text(column) for column in self.corpus.columns]
-            if split.startswith("test"):
+            if not _labelled(split):
                 yield _text_row(texts)
             elif self.subset == "mnli" and record[self.corpus.label] == "-":
                 yield "label -: the annotators did not agree"
@@ -260,6 +308,21 @@ class Glue(Task):
             return _text_row(texts)
         label = record.number("label")
         return _text_row(texts, label if self.subset == "stsb" else int(label))
+
+
+def _labelled(split: str) -> bool:
+    """Whether a split's labels are public."""
+    return split.startswith(("train", "validation"))
+
+
+def _diagnostic_file(path: Path) -> Path:
+    for name in _DIAGNOSTIC_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise DataError(
+        f"{path / _DIAGNOSTIC_FILES[0]}: no such file (and no {_DIAGNOSTIC_FILES[1]} in {path}); it is the diagnostic "
+        "set, which the MNLI model predicts: download it from gluebenchmark.com/tasks"
+    )
 
 
 def _text_row(texts: Sequence[str], label: int | float | None = None) -> TextRow:

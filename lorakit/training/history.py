@@ -1,6 +1,7 @@
 """`metrics.jsonl`: one line per log, evaluation and save, in the order in which they happened."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,23 @@ class History:
     Args:
         run: The run directory.
         enabled: False on every process but the first.
+
+    Attributes:
+        forward: Gets each line's kind, step and values too, once it is written.
     """
 
     def __init__(self, run: Path, enabled: bool = True) -> None:
         self.file = run / FILE
         self.enabled = enabled
+        self.forward: Callable[[str, int, dict[str, Any]], None] | None = None
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a line."""
+        """Append a line, and tell the trackers, where there are some."""
         if self.enabled:
             with disk_errors(self.file), self.file.open("a") as file:
                 file.write(json.dumps(json_ready({"kind": kind, "step": step, **values})) + "\n")
+            if self.forward is not None:
+                self.forward(kind, step, values)
 
     def rewind(self, step: int, evaluated: bool) -> None:
         """Forget what happened after a checkpoint, which the resumed run will do again.

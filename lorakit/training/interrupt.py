@@ -15,6 +15,8 @@ class Interrupted(LorakitError):
         message: What was saved and how to continue.
     """
 
+    prefix = ""
+
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + number

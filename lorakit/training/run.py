@@ -1,5 +1,6 @@
 """A whole run: from a recipe to a run directory."""
 
+import json
 import math
 import shutil
 import signal
@@ -17,9 +18,10 @@ from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, read_adapter, save_
 from lorakit.data.batches import Limit, step_rows, steps_per_epoch
 from lorakit.errors import CheckpointError, RecipeError
 from lorakit.evaluate import Evaluation, SplitData, evaluate, write_records
+from lorakit.meter import Meter
 from lorakit.progress import Bar, Progress
-from lorakit.recipe import Recipe, dump, load
-from lorakit.report import write_report
+from lorakit.recipe import Recipe, dump, flat, load
+from lorakit.report import shown, write_report
 from lorakit.runtime import disk_errors, write_atomic
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
 from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
@@ -27,6 +29,11 @@ from lorakit.training.loop import Step, optimise
 from lorakit.training.optim import rate, warmup_steps
 from lorakit.training.setup import Run, machine_of, plan_of, report_of, set_up
 from lorakit.training.state import Best, TrainingState, newest_checkpoint, restore_optimizer, save_checkpoint, sweep
+from lorakit.training.track import tracking
+from lorakit.training.warm_start import read_source, warm_start
+
+_NO_MATTER = ("train.track",)
+"""Keys that cannot change the result: a resumed run may have other values."""
 
 
 def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -43,11 +50,18 @@ def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False
         LorakitError: Anything that a person can mend; files of earlier runs and checkpoints stay whole.
     """
     _check_directory(out, resume, overwrite)
-    run = set_up(recipe, out, progress)
-    with StopSignals() as signals:  # before, nothing has been done that would have to be saved
-        _begin(run, resume)
-        _steps(run, signals)
-        _finish(run, signals)
+    if resume and (out / RECIPE).is_file():
+        _check_same(out / RECIPE, recipe, given=True)  # and once more when the base has filled in the rest
+    source = read_source(recipe, out, resume)
+    with Meter() as meter:
+        run = set_up(recipe, out, progress, meter)
+        if source is not None:
+            run.state.init_from = warm_start(source, run.prepared, progress)
+        with StopSignals() as signals:  # before, nothing has been done that would have to be saved
+            _begin(run, resume)
+            with tracking(run):
+                _steps(run, signals)
+                _finish(run, signals)
     return run
 
 
@@ -102,26 +116,25 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
-def _check_same(file: Path, recipe: Recipe) -> None:
-    before, now = _flat(load(file).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+def _check_same(file: Path, recipe: Recipe, given: bool = False) -> None:
+    """Refuse a recipe that is not the run's own; of one as `given`, only what the base and the data do not fill in."""
+    before, now = flat(load(file)), flat(recipe)
     changed = [
-        f"{file}: {key} was {before.get(key)} and is {now.get(key)} now: --resume needs the run's own recipe"
+        f"{file}: {key} was {_written(before, key)} and is {_written(now, key)} now: "
+        "--resume needs the run's own recipe"
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key)
+        and not key.startswith(_NO_MATTER)
+        and not any(other.startswith(f"{key}.") for other in (*before, *now))  # an empty mapping, told by what it lacks
+        and not (given and now.get(key) is None)
     ]
     if changed:
         raise CheckpointError(*changed)
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings and lists → dotted key → value."""
-    if not isinstance(value, dict | list) or not value:
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    flat: dict[str, Any] = {}
-    for key, inner in items:
-        flat |= _flat(inner, f"{path}.{key}" if path else str(key))
-    return flat
+def _written(values: dict[str, Any], key: str) -> str:
+    """A value as a recipe has it."""
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
 
 
 def _take_up_plan(run: Run, state: TrainingState) -> None:
@@ -151,8 +164,7 @@ def _steps(run: Run, signals: StopSignals) -> None:
         return
     run.trainee.model.train()
     rows = step_rows(train.seed, len(data), train.batch_size, run.total, run.state.step)
-    with run.progress.bar("train", run.total, "steps") as bar:
-        bar.advance(run.state.step)
+    with run.progress.bar("train", run.total, "steps", run.state.step) as bar:
         began, limit = time.monotonic(), run.trainee.limit
         for step in optimise(run.trainee, data, rows, train, rates):
             run.state.step, run.state.tokens = step.number, run.state.tokens + step.tokens
@@ -236,8 +248,9 @@ def _evaluate(run: Run, data: SplitData, signals: StopSignals) -> Evaluation:
 
 def _tell(run: Run, kind: str, step: int, rows: int, found: Evaluation) -> None:
     run.history.write(kind, step, split=found.split, rows=rows, metrics=found.metrics)
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-    run.progress.say(f"{kind} step {step}  {found.split}  {shown}")
+    if kind == "eval":  # the final ones are the table at the end
+        values = "  ".join(f"{name} {shown(name, value)}" for name, value in found.metrics.items())
+        run.progress.say(f"step {step} of {run.total}  {found.split}  {values}")
 
 
 class _Watched:
@@ -250,8 +263,8 @@ class _Watched:
         self.progress.say(text)
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Bar]:
-        with self.progress.bar(label, total, unit) as bar:
+    def bar(self, label: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Bar]:
+        with self.progress.bar(label, total, unit, done) as bar:
             yield _WatchedBar(bar, self.check)
 
 

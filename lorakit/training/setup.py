@@ -1,6 +1,8 @@
 """Setting a run up: the model, the data, the optimiser and the devices that a recipe asks for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,11 @@ import torch
 
 from lorakit.checkpoint import ADAPTER, Provenance, head_of
 from lorakit.data.batches import Limit, steps_per_epoch
-from lorakit.errors import DataError
+from lorakit.errors import DataError, RecipeError
 from lorakit.evaluate import Evaluation, SplitData, Subject, read_split, resolve_precision
+from lorakit.forecast import Predictor, batches_of
+from lorakit.memory import checkpoint_gradients
+from lorakit.meter import Meter
 from lorakit.model import Prepared, prepare
 from lorakit.objective import objective
 from lorakit.progress import Progress
@@ -42,6 +47,8 @@ class Run:
         provenance: Of the adapter.
         state: Where the run stands.
         total: Steps of the whole run.
+        meter: Of the memory.
+        predicted: Bytes that the memory model expects; None where it cannot tell.
         latest: The last evaluation of this process, by split, with the step it was of.
     """
 
@@ -57,6 +64,8 @@ class Run:
     provenance: Provenance
     state: TrainingState
     total: int
+    meter: Meter
+    predicted: int | None
     latest: dict[str, tuple[int, Evaluation]] = field(default_factory=dict)
 
     @property
@@ -71,58 +80,84 @@ class Run:
         return self.recipe.train.select or first
 
 
-def make_accelerator(precision: str) -> Any:
-    """Accelerate's entry point, for this precision (its state is a singleton that remembers an earlier run's)."""
+def check_trackers(track: Sequence[str]) -> None:
+    """Whether the trackers' packages are here: Accelerate would leave out, without a word, what is not.
+
+    Raises:
+        RecipeError: Says what to install.
+    """
+    from accelerate.tracking import get_available_trackers
+
+    here = {str(name) for name in get_available_trackers()} if track else set()
+    packages = {"tensorboard": "'lorakit[track]'", "comet_ml": "comet-ml"}
+    missing = [
+        f"train.track: {name} is not installed: pip install {packages.get(name, name)}"
+        for name in track
+        if name not in here
+    ]
+    if missing:
+        raise RecipeError(*missing)
+
+
+def make_accelerator(precision: str, track: Sequence[str], out: Path) -> Any:
+    """Accelerate's entry point, for one run (its state is a singleton that remembers an earlier run's)."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import ProjectConfiguration
 
     AcceleratorState._reset_state()
     GradientState._reset_state()
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-    return Accelerator(mixed_precision=names[precision], cpu=not torch.cuda.is_available())
+    return Accelerator(
+        mixed_precision=names[precision],
+        cpu=not torch.cuda.is_available(),
+        log_with=list(track) or None,
+        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tracking")),
+    )
 
 
-def set_up(recipe: Recipe, out: Path, progress: Progress) -> Run:
+def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = None) -> Run:
     """Load, read and prepare everything that the recipe names; nothing is written yet.
+
+    Args:
+        recipe: Validated.
+        out: The run directory.
+        progress: For the person.
+        meter: Measures the memory from here on; stopped by the caller.
 
     Raises:
         LorakitError: The base, the data or the recipe's demands on them are wrong.
     """
     from accelerate import PartialState
 
+    check_trackers(recipe.train.track)
+    if lacking := recipe.task.missing():
+        raise DataError(lacking)
+    names = [split for split in recipe.task.splits if split.startswith("validation")]
+    if not names:
+        raise DataError(
+            "task: there is no validation split, and training is evaluated on one: name a file of other rows than "
+            "train's (task.validation), or hold some of them back (task.held_out=0.1)"
+        )
     # Told, and not asked: without a GPU accelerate would start several processes as so many single ones.
     state = PartialState(cpu=not torch.cuda.is_available())
     precision = resolve_precision(recipe, state.device)
-    accelerator = make_accelerator(precision)
+    accelerator = make_accelerator(precision, recipe.train.track, out)
     once = " (converted to safetensors the first time: about 20 s)" if recipe.model.base.endswith(".gguf") else ""
     progress.say(f"{recipe.name}: {recipe.model.base}{once}")
+    predictor = Predictor(recipe, precision, partial(build_optimizer, recipe.train), state.device.type == "cuda")
+    meter = meter or Meter()
+    meter.mark()  # all that is imported is imported now
     prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
     data = read_split(recipe.task, "train", prepared, progress)
     if not data.encoded.targets.all():
         raise DataError("train: a row has nothing to learn")
-    names = [split for split in recipe.task.splits if split.startswith("validation")]
     validation = [read_split(recipe.task, split, prepared, progress) for split in names]
-    model, loss = prepared.model, objective(recipe.task.kind, prepared.model, recipe.train.label_smoothing)
-    model.to(accelerator.device)
-    if recipe.train.gradient_checkpointing:
-        # transformers renames it within the versions that we support
-        renamed = getattr(model, "activation_checkpointing_enable", None)
-        (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    names_of = trainable_parameters(model)
-    optimizer = build_optimizer(recipe.train, list(names_of.values()))
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    trainee = Trainee(
-        accelerator,
-        wrapped,
-        optimizer,
-        loss,
-        list(names_of.values()),
-        prepared.tokenizer.pad_token_id,
-        _limit(recipe, accelerator),
-    )
+    trainee = _trainee(recipe, prepared, accelerator)
+    total = total_steps(recipe.train, len(data.encoded))
     # Evaluation never smooths: `eval` must find the same loss, and runs be comparable.
-    plain = objective(recipe.task.kind, model)
-    subject = Subject(model, prepared.tokenizer, plain, accelerator.device, precision)
+    plain = objective(recipe.task.kind, prepared.model)
+    subject = Subject(prepared.model, prepared.tokenizer, plain, accelerator.device, precision)
     return Run(
         recipe=_resolved(recipe, prepared),
         directory=out,
@@ -135,7 +170,31 @@ def set_up(recipe: Recipe, out: Path, progress: Progress) -> Run:
         progress=progress,
         provenance=Provenance.of(prepared),
         state=TrainingState(),
-        total=total_steps(recipe.train, len(data.encoded)),
+        total=total,
+        meter=meter,
+        predicted=predictor.bytes(
+            batches_of(recipe, data, validation, trainee.limit, total, accelerator.num_processes)
+        ),
+    )
+
+
+def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any) -> Trainee:
+    """The model on its device, with its optimiser."""
+    model, loss = prepared.model, objective(recipe.task.kind, prepared.model, recipe.train.label_smoothing)
+    model.to(accelerator.device)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_gradients(model)
+    names_of = trainable_parameters(model)
+    optimizer = build_optimizer(recipe.train, list(names_of.values()))
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    return Trainee(
+        accelerator,
+        wrapped,
+        optimizer,
+        loss,
+        list(names_of.values()),
+        prepared.tokenizer.pad_token_id,
+        _limit(recipe, accelerator),
     )
 
 
@@ -173,8 +232,7 @@ def plan_of(run: Run) -> dict[str, Any]:
 def _counts(run: Run) -> dict[str, int]:
     """Parameters in all and trained, and whose the trained ones are: the method's or the task's head."""
     sizes = {name: p.numel() for name, p in trainable_parameters(run.prepared.model).items()}
-    heads = () if run.recipe.task.kind == "generation" else tuple(f"{name}." for name in run.prepared.row.head)
-    head = sum(size for name, size in sizes.items() if name.startswith(heads) and ".update." not in name)
+    head = sum(size for name, size in sizes.items() if run.prepared.in_head(name))
     total = sum(p.numel() for p in run.prepared.model.parameters())
     trainable = sum(sizes.values())
     return {"total": total, "trainable": trainable, "method": trainable - head, "head": head}
@@ -187,7 +245,10 @@ def report_of(run: Run, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {
         "recipe": run.recipe.model_dump(mode="json"),
         "status": "complete",
+        "kind": run.recipe.task.kind,
+        "labels": list(run.recipe.task.labels),
         "metrics": metrics,
+        "init_from": run.state.init_from,
         "select": run.select,
         "best_step": run.state.best.step,
         "steps": run.state.step,
@@ -201,6 +262,8 @@ def report_of(run: Run, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "tokens_per_second": round(run.state.tokens / seconds, 1) if seconds else None,
         "peak_memory_bytes": peak_memory_bytes(),
+        "memory_in_use_bytes": run.meter.above_imports(),
+        "predicted_memory_bytes": run.predicted,
         "adapter_bytes": (run.directory / ADAPTER).stat().st_size,
         "micro_batch": plan_of(run),
         "versions": versions(),

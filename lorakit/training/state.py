@@ -24,7 +24,7 @@ from lorakit.weights import read_header
 
 _TENSORS = "optimizer.safetensors"
 _STATE = "state.json"
-FILES = (RECIPE, ADAPTER, "metrics.jsonl", "report.json", "report.md")
+FILES = (RECIPE, ADAPTER, "metrics.jsonl", "report.json", "report.md", "report.html")
 """What a run writes at the top of its directory; each appears whole, under its name, or not at all."""
 
 
@@ -57,6 +57,7 @@ class TrainingState:
         plan: Micro-batch limit and number of processes.
         machine: Threads, device and versions.
         scaler: Of float16's loss, where there is one.
+        init_from: What the run started from, where it was another one.
     """
 
     step: int = 0
@@ -68,6 +69,7 @@ class TrainingState:
     plan: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
+    init_from: dict[str, Any] | None = None
 
 
 def save_checkpoint(

@@ -2,7 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.data.readers import Record, read_csv, read_jsonl, read_lines, read_parquet, read_records, read_tsv, shown
+from lorakit.data.readers import (
+    Record,
+    read_csv,
+    read_json,
+    read_jsonl,
+    read_lines,
+    read_parquet,
+    read_records,
+    read_tsv,
+    shown,
+)
 from lorakit.errors import DataError
 
 
@@ -53,6 +63,29 @@ def test_jsonl(tmp_path: Path) -> None:
     records = list(read_jsonl(file))
     assert cells(records) == [{"t": "x", "n": [1, None]}, {"t": "\u00e9"}]
     assert [record.where for record in records] == [f"{file}:1", f"{file}:3"]
+
+
+def test_json_array(tmp_path: Path) -> None:
+    records = list(read_json(write(tmp_path / "a.json", '\ufeff[{"t": "x"},\n {"t": null}]\n')))
+    assert cells(records) == [{"t": "x"}, {"t": None}]
+    assert [record.where for record in records] == [f"{tmp_path}/a.json, row 1", f"{tmp_path}/a.json, row 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"t": 1}', ': must hold an array of objects, [{...}, ...], but this is {"t": 1}'),
+        ('[{"t": 1}, 2]', ", row 2: must be a JSON object such as {...}, but is 2"),
+        (
+            "[{]",
+            ": not JSON (Expecting property name enclosed in double quotes: line 1 column 3 (char 2)); a file",
+        ),
+        ("[]", ": there are no rows in this file"),
+    ],
+)
+def test_json_that_is_no_array_of_objects(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path / "a.json", text)
+    assert failure(read_records(file)).startswith(f"{file}{message}")
 
 
 def test_jsonl_names_the_broken_line(tmp_path: Path) -> None:
@@ -151,7 +184,7 @@ def test_empty_file(tmp_path: Path, name: str, text: str) -> None:
 def test_ending_chooses_the_reader(tmp_path: Path) -> None:
     assert cells(read_records(write(tmp_path / "a.tsv", "a\n1,2\n"))) == [{"a": "1,2"}]
     assert cells(read_records(write(tmp_path / "a.csv", "a,b\n1,2\n"))) == [{"a": "1", "b": "2"}]
-    assert "ends in one of .jsonl, .csv, .tsv, .parquet" in failure(read_records(tmp_path / "a.json"))
+    assert "ends in one of .jsonl, .json, .csv, .tsv, .parquet" in failure(read_records(tmp_path / "a.txt"))
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:

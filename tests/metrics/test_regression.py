@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from lorakit.metrics.regression import pearson, spearman
+from lorakit.metrics.regression import pearson, residuals, spearman
 
 
 def test_pearson() -> None:
@@ -35,3 +35,14 @@ def test_undefined_is_nan_and_silent(metric, labels, predictions) -> None:
 
 def test_nearly_constant_predictions_are_silent() -> None:
     assert -1 <= pearson([1, 2, 3], [1e8, 1e8, 1e8 + 1e-7]) <= 1
+
+
+def test_residuals_by_hand() -> None:
+    assert residuals([1.0, 2.0, 4.0], [2.0, 2.0, 1.0]) == pytest.approx(
+        {
+            "mean error": -2 / 3,
+            "mean absolute error": 4 / 3,
+            "root mean squared error": math.sqrt(10 / 3),
+            "largest error": 3.0,
+        }
+    )

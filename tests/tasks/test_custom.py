@@ -236,11 +236,23 @@ def test_test_conversations_may_await_an_answer(tmp_path: Path) -> None:
 def test_splits_and_missing_ones(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", {"prompt": "p", "target": "t"})
     assert task("completion", file, validation=str(file), test=str(file)).splits == ("train", "validation", "test")
-    assert failure("completion", file, "validation").startswith(
-        "task.validation is not given, and training is evaluated"
-    )
+    assert failure("completion", file, "validation").startswith("task.validation is not given; this recipe has train")
     assert failure("completion", file, "test") == "task.test is not given; this recipe has train"
     assert failure("completion", file, "dev") == "task.dev is not given; this recipe has train"
+
+
+def test_held_out_rows_are_evenly_spaced_and_not_trained_on(tmp_path: Path) -> None:
+    """Sorted by label, as files often are: both parts have every class."""
+    file = jsonl(tmp_path / "a.jsonl", *({"text": str(n), "label": "abc"[n // 10]} for n in range(30)))
+    read = task("classification", file, held_out=0.1)
+    assert read.splits == ("train", "validation")
+    assert [row.text for row in read.load("validation").rows] == ["9", "19", "29"]
+    assert [row.text for row in read.load("train").rows] == [str(n) for n in range(30) if n % 10 != 9]
+
+
+def test_classes_of_held_out_rows_count(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"text": "t", "label": label} for label in "aabc"))
+    assert task("classification", file, held_out=0.25).labels == ("a", "b", "c")
 
 
 def test_relative_paths_are_relative_to_the_current_directory(tmp_path: Path, monkeypatch) -> None:
@@ -272,9 +284,9 @@ def test_hub_source(monkeypatch) -> None:
     ("section", "message"),
     [
         ({"kind": "ranking"}, "'classification', 'regression', 'completion' or 'chat'"),
-        ({"kind": "chat", "train": "a.json"}, "'a.json': a file ends in one of .jsonl, .csv, .tsv, .parquet"),
+        ({"kind": "chat", "train": "a.txt"}, "'a.txt': a file ends in one of .jsonl, .json, .csv, .tsv, .parquet"),
         ({"kind": "chat", "train": "hub:x"}, "'hub:x' is no hub source"),
-        ({"kind": "chat", "train": "a.csv"}, "'a.csv': conversations need .jsonl, .parquet or the hub"),
+        ({"kind": "chat", "train": "a.csv"}, "'a.csv': conversations need .jsonl, .json, .parquet or the hub"),
         ({"kind": "chat", "columns": {"text": "t"}}, "columns: kind chat has messages, not text"),
         ({"kind": "chat", "columns": {"txt": "t"}}, "'text', 'pair', 'label', 'prompt', 'target' or 'messages'"),
         ({"kind": "chat", "template": "{a}"}, "rendered by the tokenizer's chat template"),
@@ -285,6 +297,8 @@ def test_hub_source(monkeypatch) -> None:
         ({"kind": "classification", "labels": ["a", "a"]}, "a label stands there twice"),
         ({"kind": "classification", "labels": ["a"]}, "at least 2 items"),
         ({"kind": "classification", "label_names": ["a", "b"]}, "Extra inputs are not permitted"),
+        ({"kind": "chat", "held_out": 0.1, "validation": "b.jsonl"}, "both say what is validated on; keep one"),
+        ({"kind": "chat", "held_out": 0.6}, "less than or equal to 0.5"),
         ({}, "Field required"),
     ],
 )

@@ -59,6 +59,20 @@ def test_mnli_files_classes_and_disagreement(tmp_path: Path) -> None:
     assert load(folder, "mnli", "test_mismatched").rows == [TextRow("k", "l")]
 
 
+@pytest.mark.parametrize("name", ["diagnostic/diagnostic.tsv", "AX.tsv"])
+def test_the_diagnostic_set_belongs_to_mnli(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, {name: 'index\tsentence1\tsentence2\n0\ta\tb\n1\t"c\td\n'})
+    assert load(folder, "mnli", "diagnostic").rows == [TextRow("a", "b"), TextRow('"c', "d")]
+    assert len(load(folder, "mnli", "diagnostic", limit={"diagnostic": 1}).rows) == 1
+    with pytest.raises(DataError, match="no split `diagnostic`"):
+        load(folder, "rte", "diagnostic")
+
+
+def test_missing_diagnostic_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"diagnostic.tsv: no such file \(and no AX.tsv in .*download it from glue"):
+        load(str(tmp_path), "mnli", "diagnostic")
+
+
 @pytest.mark.parametrize(("subset", "folder"), [("qnli", "QNLI"), ("rte", "RTE")])
 def test_entailment_is_class_zero(tmp_path: Path, subset: str, folder: str) -> None:
     columns = "\t".join(CORPORA[subset].columns)
@@ -185,6 +199,7 @@ def test_unknown_subset() -> None:
             TextRow("a", "b", 0),
         ),
         ("mnli", "test", "test_matched", {"premise": "a", "hypothesis": "b", "label": -1}, TextRow("a", "b")),
+        ("mnli", "diagnostic", "test", {"premise": "a", "hypothesis": "b", "label": -1}, TextRow("a", "b")),
         ("qqp", "train", "train", {"question1": "a", "question2": "b", "label": 1}, TextRow("a", "b", 1)),
         ("cola", "train", "train", {"sentence": "a", "label": 1}, TextRow("a", None, 1)),
         (
@@ -199,6 +214,7 @@ def test_unknown_subset() -> None:
 )
 def test_hub_columns_and_splits(monkeypatch, subset, split, there, cells, row) -> None:
     asked = []
+    config = "ax" if split == "diagnostic" else subset
 
     def fake(source: hub.HubSource) -> hub.HubSplit:
         asked.append(source)
@@ -206,7 +222,7 @@ def test_hub_columns_and_splits(monkeypatch, subset, split, there, cells, row) -
 
     monkeypatch.setattr(glue, "load_split", fake)
     read = Glue(subset=subset).load(split)
-    assert asked == [hub.HubSource("nyu-mll/glue", there, subset)]
+    assert asked == [hub.HubSource("nyu-mll/glue", there, config)]
     assert read.rows == [row] and read.revision == "c0ffee"
 
 
@@ -221,7 +237,7 @@ def test_hub_columns_and_splits(monkeypatch, subset, split, there, cells, row) -
         ("mrpc", ["MRPC.tsv"]),
         ("stsb", ["STS-B.tsv"]),
         ("qqp", ["QQP.tsv"]),
-        ("mnli", ["MNLI-m.tsv", "MNLI-mm.tsv"]),
+        ("mnli", ["MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"]),
         ("qnli", ["QNLI.tsv"]),
         ("rte", ["RTE.tsv"]),
         ("wnli", ["WNLI.tsv"]),
@@ -229,7 +245,7 @@ def test_hub_columns_and_splits(monkeypatch, subset, split, there, cells, row) -
 )
 def test_submission_names(subset: str, names: list[str]) -> None:
     task = Glue.model_validate({"name": "glue", "subset": subset})
-    assert [task.submission_name(split) for split in task.splits if split.startswith("test")] == names
+    assert [task.submission_name(split) for split in task.submission_splits("test")] == names
     for split in ("train", "validation", "nonsense"):
         with pytest.raises(DataError, match="test splits only"):
             task.submission_name(split)
@@ -253,6 +269,20 @@ def test_submission_lines(subset: str, predictions: list[float], lines: list[str
 def test_submission_refuses_nan() -> None:
     with pytest.raises(DataError, match="predicted nan"):
         Glue(subset="stsb").submission_lines([float("nan")])
+
+
+def test_a_submission_needs_every_row() -> None:
+    task = Glue(subset="cola")
+    assert task.incomplete("test", 1063) is None
+    assert task.incomplete("validation", 7) is None
+    with pytest.raises(DataError, match=r"1,062 rows, but the official file has 1,063.*task.limit=\{test: 1062\}"):
+        task.incomplete("test", 1062)
+    limited = Glue(subset="mnli", limit={"diagnostic": 5})
+    assert limited.incomplete("diagnostic", 5) == (
+        "AX.tsv: task.limit leaves 5 of 1,104 rows, so this is no valid submission"
+    )
+    with pytest.raises(DataError, match="has 5 rows, but the official file has 9,796"):
+        limited.incomplete("test", 5)
 
 
 # --- made-up rows
@@ -291,6 +321,14 @@ def test_real_counts(subset: str) -> None:
     assert all(row.label is not None for split in splits[:2] for row in split.rows)
     assert all(row.label is None for row in splits[2].rows)
     assert all(row.text and row.pair != "" for split in splits for row in split.rows)
+
+
+@needs_data
+def test_real_diagnostic_set() -> None:
+    rows = load(str(DATA / "glue"), "mnli", "diagnostic").rows
+    assert Glue(subset="mnli").incomplete("diagnostic", len(rows)) is None
+    assert rows[0] == TextRow("The cat sat on the mat.", "The cat did not sit on the mat.")
+    assert all(row.text and row.pair and row.label is None for row in rows)
 
 
 @needs_data

@@ -517,7 +517,7 @@ def test_a_process_that_is_stopped_and_resumed(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code
     if code > 0:
-        assert errors.startswith("error: stopped after step ")
+        assert errors.startswith("stopped after step ")
         assert errors.endswith("Continue with the same command and --resume\n")
         assert errors.count("\n") == 1
     run(load(uninterrupted / "recipe.yaml"), out, resume=True)
@@ -539,4 +539,4 @@ def test_two_processes_find_the_same_losses(tmp_path: Path, tiny: Tiny) -> None:
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert [line["targets"] for line in history(tmp_path / "two", "log")] == [8, 8, 4, 8, 8, 4]
     assert files(tmp_path / "two") >= expected_files([6])
-    assert done.stdout.count("final step") == 1, "only the first process speaks"
+    assert done.stdout.count("step 6 of 6") == 1, "only the first process speaks"

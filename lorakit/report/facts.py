@@ -1,14 +1,11 @@
-"""What a finished run tells: report.json for programs, report.md for people."""
+"""What report.json says, in the words and on the scale of a person."""
 
-import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from lorakit.runtime import json_ready, write_atomic
+from lorakit.runtime import size_text
 
-_RAW = {"loss", "nist", "cider"}
+RAW = {"loss", "nist", "cider"}
 """Metrics that are printed as they are; the others are 0 to 1 and printed times 100, as the paper does."""
 
 
@@ -16,19 +13,7 @@ def shown(metric: str, value: float | None) -> str:
     """A metric as people read it: BLEU 0.684 as 68.40; a correlation with a constant is undefined."""
     if value is None or math.isnan(value):
         return "undefined"
-    return f"{value:.4f}" if metric in _RAW else f"{100 * value:.2f}"
-
-
-def write_report(run: Path, report: dict[str, Any]) -> None:
-    """Write report.json and report.md."""
-    write_atomic(run / "report.json", json.dumps(json_ready(report), indent=1, ensure_ascii=False) + "\n")
-    write_atomic(run / "report.md", markdown(report))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return f"{value:.4f}" if metric in RAW else f"{100 * value:.2f}"
 
 
 def metric_rows(metrics: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
@@ -54,6 +39,13 @@ def paper_line(report: dict[str, Any]) -> str | None:
     )
 
 
+def _memory(report: dict[str, Any]) -> str:
+    """Measurement beside prediction; what an older report, or a system that does not count, lacks is unknown."""
+    found = (report.get("memory_in_use_bytes"), report.get("predicted_memory_bytes"))
+    measured, predicted = ("unknown" if count is None else size_text(count) for count in found)
+    return f"{measured} measured in use, {predicted} predicted"
+
+
 def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to know first."""
     parameters = report["parameters"]
@@ -62,7 +54,10 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     targets = ", ".join(f"{name} ({count})" for name, count in report["targets"].items())
     cut = ", ".join(f"{split} {count}" for split, count in report["truncated"].items() if count) or "none"
     dropped = ", ".join(f"{split}: {why} {n}" for split, found in report["dropped"].items() for why, n in found.items())
+    started = report.get("init_from")
+    origin = [("started from", f"{started['run']} (adapter {started['adapter_sha256'][:12]})")] if started else []
     return [
+        *origin,
         ("trained parameters", f"{parameters['trainable']:,} ({share:.2f} % of {parameters['total']:,})"),
         ("of these, the head", f"{parameters['head']:,}"),
         ("targets", targets),
@@ -75,25 +70,8 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("chosen by", report["select"]),
         ("training time", f"{report['seconds']:,.1f} s" + (f", {speed:,.0f} tokens/s" if speed else "")),
-        ("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB"),
-        ("adapter", f"{report['adapter_bytes'] / 2**20:,.2f} MiB"),
+        ("peak memory", size_text(report["peak_memory_bytes"])),
+        ("memory above imports", _memory(report)),
+        ("adapter", size_text(report["adapter_bytes"])),
         ("device", report["device"]),
     ]
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
-    recipe = report["recipe"]
-    parts = [
-        f"# {recipe['name']}\n",
-        f"Base `{recipe['model']['base']}`, status {report['status']}.\n",
-        "## Metrics\n",
-        table(*metric_rows(report["metrics"])),
-    ]
-    if line := paper_line(report):
-        parts.append(line + "\n")
-    if recipe["train"]["select"] != "last":
-        parts.append("The published step was chosen on the validation split, which the metrics above also use.\n")
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    parts += ["## The run\n", table(["", ""], summary_rows(report)), f"Seed {report['seed']}; {versions}.\n"]
-    return "\n".join(parts)

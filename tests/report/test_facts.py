@@ -1,18 +1,14 @@
-"""What a finished run tells."""
+"""What report.json says, in a person's words."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorakit.report import markdown, metric_rows, paper_line, shown, summary_rows, table, write_report
+from lorakit.report.facts import metric_rows, paper_line, shown, summary_rows
 
 
 def report(**changes: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "recipe": {"name": "tiny_mnli", "model": {"base": "some/base"}, "train": {"select": "accuracy"}},
-        "status": "finished",
         "metrics": {
             "validation": {"loss": 0.51234, "accuracy": 0.8754},
             "validation_mismatched": {"loss": 0.6, "accuracy": 0.87},
@@ -48,10 +44,6 @@ def test_shown(metric: str, value: float, text: str) -> None:
     assert shown(metric, value) == text
 
 
-def test_table() -> None:
-    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
-
-
 def test_metric_rows_of_splits_with_different_metrics() -> None:
     assert metric_rows({"train": {"loss": 1.0}, "test": {"loss": 2.0, "f1": 0.5}}) == (
         ["metric", "train", "test"],
@@ -76,25 +68,6 @@ def test_summary() -> None:
     assert rows["dropped rows"] == "train: label - 7"
     assert rows["steps"] == "50 (2.50 epochs); the adapter is that of step 40"
     assert rows["training time"] == "61.2 s, 1,234 tokens/s"
-    assert (rows["peak memory"], rows["adapter"]) == ("3 MiB", "0.50 MiB")
+    assert (rows["peak memory"], rows["adapter"]) == ("3.0 MiB", "512.0 KiB")
     bare = dict(summary_rows(report(tokens_per_second=None, truncated={"train": 0}, dropped={})))
     assert (bare["training time"], bare["truncated rows"], bare["dropped rows"]) == ("61.2 s", "none", "none")
-
-
-def test_page() -> None:
-    page = markdown(report(paper=PAPER))
-    assert page.startswith("# tiny_mnli\n")
-    assert "| accuracy | 87.54 | 87.00 |\n" in page
-    assert "in the paper (Table 2)" in page
-    assert "was chosen on the validation split" in page
-    assert "Seed 0; lorakit 0.1, torch 2.13." in page
-    last = report()
-    last["recipe"]["train"]["select"] = "last"
-    assert "was chosen" not in markdown(last)
-
-
-def test_files(tmp_path: Path) -> None:
-    write_report(tmp_path, report())
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "report.md"]
-    assert json.loads((tmp_path / "report.json").read_text()) == report()
-    assert (tmp_path / "report.md").read_text() == markdown(report())

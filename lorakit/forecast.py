@@ -1,0 +1,181 @@
+"""The memory that a run will need: the fullest moment of its loading, training, evaluation and generation.
+
+It is memory in use, above what the imports take: what the GPU's allocator, or the C library, has handed out. A process
+may occupy more, since both keep freed blocks that the next tensors do not fit into.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from lorakit.data.batches import Limit, by_length
+from lorakit.evaluate import BATCH, SplitData
+from lorakit.generate import BATCH as GENERATE_BATCH
+from lorakit.ledger import Bytes
+from lorakit.lengths import Shape, cut_steps, evaluation_shapes, shapes
+from lorakit.memory import BuildOptimizer, Simulation
+from lorakit.outline import Outline, outline
+from lorakit.recipe import Recipe
+
+KERNELS = 48 * 2**20
+"""On a CPU in 16 bits: what oneDNN keeps of the kernels that it compiles, one per shape of a product. Measured: it
+grows over the first steps, and no model of ours tells by how much."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The fullest moment of a part of the run.
+
+    Args:
+        name: loading, training, evaluation, generation or saving.
+        parts: What fills it.
+        shape: Of the batch that does.
+    """
+
+    name: str
+    parts: Bytes
+    shape: Shape | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The shapes that decide, largest first.
+
+    Args:
+        training: Micro-batches.
+        accumulating: Whether a step has several.
+        evaluation: Batches of the validation splits.
+        generation: Of prompts with room for the new tokens; None where nothing is generated.
+    """
+
+    training: Sequence[Shape]
+    accumulating: bool
+    evaluation: Sequence[Shape]
+    generation: Shape | None = None
+
+
+def batches_of(
+    recipe: Recipe, train: SplitData, validation: Sequence[SplitData], limit: Limit, total: int, world: int = 1
+) -> Batches:
+    """The shapes that a run will meet, from its encoded rows.
+
+    Args:
+        recipe: For the schedule and what is generated.
+        train: The training split.
+        validation: What is evaluated.
+        limit: Of a micro-batch.
+        total: Steps of the run.
+        world: Devices.
+    """
+    lengths, targets = train.encoded.lengths, train.encoded.targets
+    cut = cut_steps(recipe.train, lengths, total, limit, world)
+    looked_at = [
+        evaluation_shapes(data.encoded.lengths, data.encoded.targets, BATCH) for data in validation if len(data.encoded)
+    ]
+    generation = None
+    if recipe.generate is not None:
+        new = recipe.generate.max_new_tokens
+        wanted = [data.encoded.lengths - data.encoded.targets + new for data in validation if len(data.encoded)]
+        every = [Shape(len(rows), int(w[rows].max()), 0) for w in wanted for rows in by_length(w, GENERATE_BATCH)]
+        generation = max(every, key=lambda shape: shape.tokens, default=None)
+    return Batches(
+        shapes([group for step in cut for group in step], lengths, targets),
+        any(len(step) > 1 for step in cut),
+        [shape for several in looked_at for shape in several],
+        generation,
+    )
+
+
+def forecast(simulation: Simulation, batches: Batches, loading: Phase | None = None) -> list[Phase]:
+    """What each part of a run needs at its fullest, the fullest first.
+
+    Args:
+        simulation: The model.
+        batches: What it will meet.
+        loading: What loading the base needs, where that is known.
+    """
+    phases = [_heaviest("training", simulation, batches.training, batches.accumulating)]
+    if batches.evaluation:
+        phases.append(_heaviest("evaluation", simulation, batches.evaluation))
+    if batches.generation is not None:
+        parts = simulation.generate(batches.generation.rows, batches.generation.width)
+        phases.append(Phase("generation", parts, batches.generation))
+    if not simulation.on_cuda:
+        phases = [*map(partial(_with_kernels, simulation.precision), phases), saving_phase(simulation)]
+        phases += [loading] if loading is not None else []
+    return sorted(phases, key=lambda phase: -phase.total)
+
+
+def loading_phase(made: Outline) -> Phase | None:
+    """Loading on a CPU: the weights and, where they are converted, the mapped files beside them.
+
+    Returns:
+        None where the base's files are not here.
+    """
+    if made.file_bytes is None:
+        return None
+    frozen, trained = (
+        sum(p.numel() * p.element_size() for p in made.model.parameters() if p.requires_grad == wanted)
+        for wanted in (False, True)
+    )
+    files = {"mapped files": made.file_bytes} if made.converted else {}
+    return Phase("loading", {"weights": frozen, "trained": trained, **files})
+
+
+def saving_phase(simulation: Simulation) -> Phase:
+    """Saving a checkpoint on a CPU: a copy of what is trained, and the optimiser's state as the bytes of a file."""
+    constant = simulation.constant
+    return Phase("saving", {**constant, "copies": constant["trained"] + simulation.optimizer_bytes})
+
+
+def _with_kernels(precision: str, phase: Phase) -> Phase:
+    return phase if precision == "float32" else Phase(phase.name, {**phase.parts, "kernels": KERNELS}, phase.shape)
+
+
+def training_peak(simulation: Simulation, shape: Shape, accumulating: bool) -> Phase:
+    """What one micro-batch needs in training."""
+    phase = Phase("training", simulation.train(shape, accumulating), shape)
+    return phase if simulation.on_cuda else _with_kernels(simulation.precision, phase)
+
+
+def _heaviest(name: str, simulation: Simulation, found: Sequence[Shape], accumulating: bool = False) -> Phase:
+    """The batch with the most padded tokens, unless another, with more targets, needs more by its first's measure."""
+
+    def phase(shape: Shape) -> Phase:
+        parts = simulation.train(shape, accumulating) if name == "training" else simulation.evaluate(shape)
+        return Phase(name, parts, shape)
+
+    first = phase(found[0])
+    assert first.shape is not None
+    token = first.parts.get("activations", 0) / first.shape.tokens
+    target = (first.parts.get("logits", 0) + first.parts.get("backward", 0)) / max(1, first.shape.targets)
+    other = max(found, key=lambda shape: shape.tokens * token + shape.targets * target)
+    return first if other == first.shape else max(first, phase(other), key=lambda one: one.total)
+
+
+class Predictor:
+    """Predicts a run's memory from its batches; made before the base is loaded, so that its imports count as imports.
+
+    Args:
+        recipe: Validated.
+        precision: What is computed in.
+        build: Makes the optimiser.
+        on_cuda: Whether the run uses a GPU.
+    """
+
+    def __init__(self, recipe: Recipe, precision: str, build: BuildOptimizer, on_cuda: bool) -> None:
+        made = outline(recipe, on_cuda)
+        self._loading = loading_phase(made)
+        self._simulate = partial(Simulation, made.model, recipe, precision, build, on_cuda)
+
+    def bytes(self, batches: Batches) -> int | None:
+        """What the run needs at its fullest; None for a model that cannot be computed without data."""
+        try:
+            return forecast(self._simulate(), batches, self._loading)[0].total
+        except (RuntimeError, NotImplementedError, TypeError, AssertionError):  # as torch's fake tensors refuse
+            return None
