@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: help install demo test test-all check format docs parity clean
+.PHONY: help install demo test test-all check format docs recipes parity clean
 
 help:
 	@echo "make demo      install, train SmolLM2 on made-up data, evaluate, merge, export (about 4 min on 2 cores)"
@@ -46,6 +46,9 @@ format: install
 
 docs: install
 	$(BIN)/python scripts/make_docs.py
+
+recipes: install
+	$(BIN)/python scripts/make_recipes.py
 
 parity: install
 	$(BIN)/python scripts/parity.py

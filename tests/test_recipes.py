@@ -2,10 +2,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from lorakit.arch import architecture
+from lorakit.checkpoint import head_of
+from lorakit.configs import CONFIGS
+from lorakit.model import attach
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, dump, json_schema, load
 from lorakit.smoke import model_type_of, smoke
+from lorakit.surgery import trainable_parameters
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -13,9 +20,10 @@ SCHEMA = ROOT / "docs/recipe.schema.json"
 
 
 def combination(recipe: Recipe) -> tuple[str, ...]:
-    """Architecture, methods and task of a recipe: what decides which code it runs."""
+    """Architecture, methods, task and start of a recipe: what decides which code it runs."""
     methods = "+".join(method.name for method in recipe.method)
-    return model_type_of(recipe.model.base, recipe.model.revision), methods, recipe.task.name, recipe.task.kind
+    start = "init_from" if recipe.train.init_from else ""
+    return model_type_of(recipe.model.base, recipe.model.revision), methods, recipe.task.name, recipe.task.kind, start
 
 
 def in_turn() -> list[object]:
@@ -30,7 +38,7 @@ def in_turn() -> list[object]:
 
 
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 7
+    assert len(RECIPES) >= 43
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -58,6 +66,39 @@ def test_a_recipe_passes_its_smoke_run(
     found = smoke(load(file), tmp_path / "scratch", tmp_path / "run", Silent())
     assert found["steps"] == 2
     assert (tmp_path / "scratch/merged/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "head"),
+    [
+        ("roberta_mnli", 294_912, 592_899),
+        ("roberta_sst2", 294_912, 592_130),
+        ("roberta_stsb", 294_912, 591_361),
+        ("roberta_large_mnli", 786_432, 1_052_675),
+        ("roberta_large_stsb_houlsby", 786_432, 1_050_625),
+        ("deberta_xxl_mnli", 4_718_592, 2_365_443),
+        ("deberta_xxl_rte", 4_718_592, 2_363_906),
+        ("gpt2_medium_e2e", 393_216, 0),
+        ("gpt2_large_e2e", 737_280, 0),
+        ("phobert_vsfc_sentiment", 294_912, 592_899),  # 887,811 together
+        ("phobert_vsfc_topic", 294_912, 593_668),
+        ("llama3_8b_chat", 41_943_040, 0),
+    ],
+)
+def test_trained_parameters_of_the_real_base(name: str, method: int, head: int) -> None:
+    """The paper's counts (and its heads, which it leaves out), on models without weights."""
+    recipe = load(ROOT / "recipes" / f"{name}.yaml")
+    fields = {**CONFIGS[recipe.model.base], **recipe.model.overrides, "num_labels": len(recipe.task.labels)}
+    config = AutoConfig.for_model(**fields)
+    auto = AutoModelForCausalLM if recipe.task.kind == "generation" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    row = architecture(config)
+    new = [parameter for parameter, _ in model.named_parameters() if parameter.startswith(row.head)]
+    attach(model, row, recipe.method, head_of(recipe), new, seed=0)
+    sizes = {parameter: tensor.numel() for parameter, tensor in trainable_parameters(model).items()}
+    assert sum(size for parameter, size in sizes.items() if ".update." in parameter) == method
+    assert sum(size for parameter, size in sizes.items() if ".update." not in parameter) == head
 
 
 def test_the_schema_beside_the_docs_is_the_one_that_checks() -> None:
