@@ -271,6 +271,45 @@ def report(run: RunArgument) -> None:
 
 
 @app.command()
+def init(
+    data: Annotated[
+        Path | None, typer.Option(help="A file of rows: .csv, .tsv, .json, .jsonl, .parquet; or a task's folder.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="ID", help="The base model; default: a small one that fits.")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="Your own rows (custom), or a task such as glue.")
+    ] = "custom",
+    kind: Annotated[
+        Literal["classification", "regression", "completion", "chat"] | None,
+        typer.Option(help="What the rows are; default: as the file looks."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; - prints it; default NAME.yaml.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented recipe for a data file, with the reason beside each value."""
+    from shlex import quote
+
+    from lorakit.scaffold.draft import check, draft, save
+
+    drafted = draft(data, base, task, kind, _progress(quiet=out == Path("-")))
+    if out == Path("-"):
+        check(drafted, f"{drafted.name}.yaml")
+        print(drafted.text, end="")
+        return
+    file = out or Path(f"{drafted.name}.yaml")
+    save(drafted, file, overwrite)
+    if drafted.columns:
+        _table(drafted.columns[0], drafted.columns[1:])
+    for note in drafted.notes:
+        print(f"note: {note}")
+    print(f"written: {file}; next:")
+    for command in ("lorakit plan {}", "lorakit train {} --smoke", "lorakit train {}"):
+        print("  " + command.format(quote(str(file))))
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of recipes, for editors."""
     import json

@@ -70,6 +70,8 @@ LAYERS = (
     "export.*",
     "export",
     "smoke",
+    "scaffold",
+    "scaffold.*",
     "cli",
     "__main__",
 )
