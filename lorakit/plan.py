@@ -24,7 +24,7 @@ from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import available_memory
 from lorakit.training.optim import build_optimizer, total_steps
-from lorakit.training.setup import CPU_TOKENS
+from lorakit.training.setup import first_limit
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
     build = partial(build_optimizer, recipe.train)
     simulation = Simulation(made.model, recipe, precision, build, machine.on_cuda)
     row = _longest_row(recipe, train, width)
-    limit, largest = first_limit(recipe, machine.on_cuda), None
+    limit, largest = first_limit(recipe, not machine.on_cuda), None
     if machine.capacity is not None:
         need = need_of_rows(simulation, row)
         limit, largest = _settled(recipe, limit, need, machine.capacity), rows_that_fit(need, machine.capacity)
@@ -182,14 +182,6 @@ def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
     if machine.capacity is not None and not plan.fits:
         plan.changes = changes(Situation(made.model, recipe, build, machine.on_cuda, row, batches, machine.capacity))
     return plan
-
-
-def first_limit(recipe: Recipe, on_cuda: bool) -> Limit:
-    """The micro-batch that training starts with, on one device."""
-    size = recipe.train.micro_batch_size
-    if size != "auto":
-        return Limit(rows=size)
-    return Limit(rows=recipe.train.batch_size) if on_cuda else Limit(tokens=CPU_TOKENS)
 
 
 def _names(recipe: Recipe) -> list[str]:

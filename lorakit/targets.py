@@ -72,7 +72,7 @@ def out_features(module: "nn.Module") -> int | None:
 
 def in_blocks(path: str, row: Architecture) -> bool:
     """Whether a module or parameter path lies inside one of the model's blocks."""
-    return bool(re.search(rf"(^|\.){re.escape(row.blocks)}\.\d+\." if row.blocks else r"(^|\.)\d+\.", path))
+    return _block(path, row) is not None
 
 
 def _named(model: "nn.Module", row: Architecture, name: str) -> list[Site]:
@@ -136,11 +136,10 @@ def _experts_left(model: "nn.Module", row: Architecture, target: str, sites: lis
     )
 
 
-def _block(path: str, row: Architecture) -> str:
-    """The block that a path lies in: "model.layers.3"."""
+def _block(path: str, row: Architecture) -> str | None:
+    """The block that a path lies in: "model.layers.3"; None outside of all blocks."""
     found = re.match(rf"(.*?(^|\.){re.escape(row.blocks)}\.\d+)\." if row.blocks else r"(.*?(^|\.)\d+)\.", path)
-    assert found is not None
-    return found.group(1)
+    return found.group(1) if found else None
 
 
 def _other_left(model: "nn.Module", row: Architecture, target: str) -> str | None:

@@ -16,6 +16,7 @@ from lorakit.forecast import Predictor, batches_of
 from lorakit.memory import checkpoint_gradients
 from lorakit.meter import Meter
 from lorakit.model import Prepared, prepare
+from lorakit.modules import parameter_groups
 from lorakit.objective import objective
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
@@ -194,18 +195,16 @@ def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any) -> Trainee:
         loss,
         list(names_of.values()),
         prepared.tokenizer.pad_token_id,
-        _limit(recipe, accelerator),
+        first_limit(recipe, accelerator.device.type == "cpu", accelerator.num_processes),
     )
 
 
-def _limit(recipe: Recipe, accelerator: Any) -> Limit:
+def first_limit(recipe: Recipe, on_cpu: bool, devices: int = 1) -> Limit:
     """Rows or tokens of a micro-batch; on a GPU `auto` starts with the device's whole share of the step."""
     size = recipe.train.micro_batch_size
     if size != "auto":
         return Limit(rows=size)
-    if accelerator.device.type == "cpu":
-        return Limit(tokens=CPU_TOKENS)
-    return Limit(rows=-(-recipe.train.batch_size // accelerator.num_processes))
+    return Limit(tokens=CPU_TOKENS) if on_cpu else Limit(rows=-(-recipe.train.batch_size // devices))
 
 
 def _resolved(recipe: Recipe, prepared: Prepared) -> Recipe:
@@ -229,19 +228,11 @@ def plan_of(run: Run) -> dict[str, Any]:
     return {"rows": limit.rows, "tokens": limit.tokens, "processes": run.trainee.accelerator.num_processes}
 
 
-def _counts(run: Run) -> dict[str, int]:
-    """Parameters in all and trained, and whose the trained ones are: the method's or the task's head."""
-    sizes = {name: p.numel() for name, p in trainable_parameters(run.prepared.model).items()}
-    head = sum(size for name, size in sizes.items() if run.prepared.in_head(name))
-    total = sum(p.numel() for p in run.prepared.model.parameters())
-    trainable = sum(sizes.values())
-    return {"total": total, "trainable": trainable, "method": trainable - head, "head": head}
-
-
 def report_of(run: Run, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What report.json holds."""
     splits = [run.train, *run.validation]
     seconds = run.state.seconds
+    heads = () if run.recipe.task.kind == "generation" else run.prepared.row.head
     return {
         "recipe": run.recipe.model_dump(mode="json"),
         "status": "complete",
@@ -253,7 +244,7 @@ def report_of(run: Run, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
         "best_step": run.state.best.step,
         "steps": run.state.step,
         "epochs": run.state.step / steps_per_epoch(len(run.train.encoded), run.recipe.train.batch_size),
-        "parameters": _counts(run),
+        "parameters": parameter_groups(run.prepared.model, heads),
         "targets": {target: len(paths) for found in run.prepared.coverage for target, paths in found.items()},
         "rows": {data.name: len(data.rows) for data in splits},
         "data_revisions": {data.name: data.revision for data in splits if data.revision},
