@@ -135,7 +135,7 @@ def _require_run(run: Path) -> None:
 
 def head_of(recipe: Recipe) -> Head:
     """What the recipe's task asks of the model."""
-    return Head(recipe.task.kind, recipe.task.labels)
+    return Head(recipe.task.head, recipe.task.labels)
 
 
 def open_run(

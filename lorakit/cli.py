@@ -105,10 +105,12 @@ def evaluate(
     file = run / "predictions" / f"{kind}{split}.jsonl"
     write_records(file, found.records)
     if json_:
-        print(json.dumps(json_ready({"split": split, "metrics": found.metrics})))
+        print(json.dumps(json_ready({"split": split, "metrics": found.metrics, "notes": found.notes})))
         return
     header, rows = metric_rows({split: found.metrics})
     _table(header, rows)
+    for note in found.notes:
+        print(note)
     print(f"predictions: {file}")
 
 

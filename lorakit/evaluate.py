@@ -12,7 +12,7 @@ import torch
 from lorakit.data.batches import Limit, by_length
 from lorakit.data.collate import collate
 from lorakit.data.encode import Encoded, encode, end_ids, prompt_ids
-from lorakit.data.rows import ChatRow, CompletionRow, Row, TextRow, distinct_prompts
+from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row, TextRow, distinct_prompts
 from lorakit.errors import RecipeError
 from lorakit.generate import generate
 from lorakit.model import Prepared
@@ -58,7 +58,7 @@ class SplitData:
 
 def has_target(row: Row) -> bool:
     """Whether a row carries what is to be predicted."""
-    if isinstance(row, TextRow):
+    if isinstance(row, TextRow | ChoiceRow):
         return row.label is not None
     if isinstance(row, CompletionRow):
         return row.target is not None
@@ -110,12 +110,23 @@ class Evaluation:
         metrics: loss and the task's metrics.
         predictions: One per row, or per distinct prompt.
         records: For people and files: input, prediction and reference(s) of each prediction.
+        notes: What the task says beside the metrics.
+        quick: Whether the task's slow metrics were left out.
     """
 
     split: str
     metrics: dict[str, float]
     predictions: list[Prediction]
     records: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+    quick: bool = False
+
+    def complete(self, task: Task, rows: Sequence[Row]) -> "Evaluation":
+        """With the slow metrics: of the same predictions."""
+        if not self.quick:
+            return self
+        scores = task.score(rows, self.predictions)
+        return replace(self, metrics=self.metrics | scores.values, notes=scores.notes, quick=False)
 
 
 def resolve_precision(recipe: Recipe, device: torch.device) -> str:
@@ -172,7 +183,13 @@ def read_split(task: Task, split: str, prepared: Prepared, progress: Progress) -
 
 
 def evaluate(
-    subject: Subject, task: Task, data: SplitData, settings: Generate | None, progress: Progress
+    subject: Subject,
+    task: Task,
+    data: SplitData,
+    settings: Generate | None,
+    progress: Progress,
+    *,
+    quick: bool = False,
 ) -> Evaluation:
     """The loss and the task's metrics on a split.
 
@@ -182,6 +199,7 @@ def evaluate(
         data: The split.
         settings: How to generate, where the task does.
         progress: Shown while it runs.
+        quick: Leave out the task's slow metrics; `Evaluation.complete` adds them.
     """
     with subject.evaluating():
         total, count, outputs = _forward(subject, data, progress, keep=task.kind != "generation")
@@ -191,9 +209,12 @@ def evaluate(
         else:
             predictions = [_prediction(task, outputs[i]) for i in range(len(data.rows))]
     metrics = {"loss": total / count} if count else {}
+    notes: tuple[str, ...] = ()
     if data.labelled:
-        metrics |= task.score(data.rows, predictions)
-    return Evaluation(data.name, metrics, predictions, records(task, data.rows, predictions))
+        scores = task.score(data.rows, predictions, quick=quick)
+        metrics, notes = metrics | scores.values, scores.notes
+    quick = quick and bool(task.slow_metrics)
+    return Evaluation(data.name, metrics, predictions, records(task, data.rows, predictions), notes, quick)
 
 
 def predict(subject: Subject, task: Task, data: SplitData, settings: Generate | None, progress: Progress) -> Evaluation:

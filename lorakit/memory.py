@@ -37,12 +37,12 @@ class Simulation:
         self.model: Any = fake_copy(model, self.mode)
         if recipe.train.gradient_checkpointing:
             checkpoint_gradients(self.model)
-        self.objective = objective(recipe.task.kind, self.model, recipe.train.label_smoothing)
+        self.objective = objective(recipe.task.head, self.model, recipe.train.label_smoothing)
         self.trained: list[nn.Parameter] = [p for p in self.model.parameters() if p.requires_grad]
         with self._computing():
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 self.ledger.enter(tensor, "trained" if tensor.requires_grad else "weights")
-        if recipe.task.kind == "generation":
+        if recipe.task.head == "generation":
             self.model.get_output_embeddings().register_forward_pre_hook(self._logits_begin)
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(self._gradient_made)  # type: ignore[no-untyped-call]
@@ -148,7 +148,7 @@ class Simulation:
             "input_ids": torch.zeros(size, dtype=torch.long),
             "attention_mask": torch.ones(size, dtype=torch.long),
         }
-        kind = self.recipe.task.kind
+        kind = self.recipe.task.head
         labels = torch.zeros(size if kind == "generation" else (shape.rows,), dtype=torch.long)
         return Batch(inputs, labels.float() if kind == "regression" else labels)
 

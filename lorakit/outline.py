@@ -101,7 +101,7 @@ def planned_head(recipe: Recipe) -> Head:
         labels = recipe.task.labels
     except DataError:
         labels = ("no", "yes")
-    return Head(recipe.task.kind, labels)
+    return Head(recipe.task.head, labels)
 
 
 def _from_table(base: Base, fields: dict[str, Any], head: Head, recipe: Recipe, on_cuda: bool) -> Outline:

@@ -156,7 +156,7 @@ def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
         limit, largest = _settled(recipe, limit, need, machine.capacity), rows_that_fit(need, machine.capacity)
     batches = _batches(recipe, data, limit, row)
     phases = forecast(simulation, batches, loading_phase(made))
-    counts = parameter_groups(made.model, () if recipe.task.kind == "generation" else made.row.head)
+    counts = parameter_groups(made.model, () if recipe.task.head == "generation" else made.row.head)
     plan = Plan(
         recipe=recipe.model_copy(update={"method": made.methods}),
         machine=machine,
@@ -213,7 +213,7 @@ def _split(recipe: Recipe, name: str, data: SplitData | None) -> SplitPlan:
 def _longest_row(recipe: Recipe, train: SplitData | None, width: int) -> Shape:
     """One row of the greatest length, with as many targets as any row has."""
     if train is None:
-        return Shape(1, width, width if recipe.task.kind == "generation" else 1)
+        return Shape(1, width, width if recipe.task.head == "generation" else 1)
     return Shape(1, int(train.encoded.lengths.max()), int(train.encoded.targets.max()))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit.checkpoint import RECIPE
 from lorakit.data.readers import read_lines
-from lorakit.data.rows import Row, prompt_of
+from lorakit.data.rows import Row, per_row
 from lorakit.errors import DataError
 from lorakit.evaluate import Evaluation
 from lorakit.progress import Progress
@@ -103,7 +103,7 @@ def predict_input(
         raise DataError(f"{source}: no rows")
     found = session.predict(session.of_rows(rows), progress)
     if session.recipe.task.kind == "generation":
-        found = replace(found, records=_per_row(rows, found.records))
+        found = replace(found, records=per_row(rows, found.records))
     return _write(found, session.recipe.name, out, several)
 
 
@@ -119,13 +119,6 @@ def _typed() -> Iterator[tuple[int, str]]:
     """The lines of standard input; as in files, only line feeds end them."""
     for number, line in enumerate(sys.stdin, 1):
         yield number, line.removesuffix("\n").removesuffix("\r")
-
-
-def _per_row(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of distinct prompts → one per row, equal prompts having the same."""
-    prompts = dict.fromkeys(prompt_of(row) for row in rows)
-    of_prompt = dict(zip(prompts, records, strict=True))
-    return [of_prompt[prompt_of(row)] for row in rows]
 
 
 def _fields(line: str, where: str) -> dict[str, Any] | str:

@@ -103,7 +103,7 @@ def open_session(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared, recipe = opened.prepared, opened.recipe
     prepared.model.to(device)
-    loss = objective(recipe.task.kind, prepared.model)
+    loss = objective(recipe.task.head, prepared.model)
     return Session(opened, Subject(prepared.model, prepared.tokenizer, loss, device, resolve_precision(recipe, device)))
 
 

@@ -194,7 +194,7 @@ def score(recipe: Recipe, trainer: Trainer, data: SplitData, metric: str) -> flo
     assert all(item.labels != IGNORE for item in data.encoded.items)
     regression = recipe.task.kind == "regression"
     predictions = logits[:, 0].tolist() if regression else logits.argmax(-1).tolist()
-    return recipe.task.score(data.rows, predictions)[metric]
+    return recipe.task.score(data.rows, predictions).values[metric]
 
 
 def within(ours: list[float], theirs: list[float]) -> tuple[float, float]:

@@ -318,7 +318,7 @@ def test_eval_finds_exactly_what_train_found(cli: Cli, copied: Path) -> None:
     (copied / "report.json").unlink()
     code, out, err = cli("eval", copied, "--json")
     assert (code, err) == (0, "")
-    assert json.loads(out) == {"split": "validation", "metrics": found}
+    assert json.loads(out) == {"split": "validation", "metrics": found, "notes": []}
     assert (copied / "predictions/validation.jsonl").read_bytes() == predictions
 
 

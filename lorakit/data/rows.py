@@ -1,8 +1,10 @@
-"""The three kinds of row that a task can yield; `encode` turns each into token ids."""
+"""The kinds of row that a task can yield; `encode` turns each into token ids."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, field
+from typing import TypedDict, TypeVar
+
+T = TypeVar("T")
 
 
 class Message(TypedDict):
@@ -29,6 +31,23 @@ class CompletionRow:
     target: str | None
     separator: str | None = None
     """Put between prompt and completion: None for nothing, "eos" for the tokenizer's end-of-sequence token."""
+    gold: object = field(default=None, compare=False)
+    """What the task itself scores a prediction by, where that is more than the target's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRow:
+    """A prompt and the words that name the classes: the model chooses the likeliest, and learns the right one.
+
+    Args:
+        prompt: Ends where the word would stand.
+        choices: One per class, each with the white space that comes before it.
+        label: The right class; None in test splits.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    label: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +57,7 @@ class ChatRow:
     messages: tuple[Message, ...]
 
 
-Row = TextRow | CompletionRow | ChatRow
+Row = TextRow | CompletionRow | ChatRow | ChoiceRow
 
 
 def distinct_prompts(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
@@ -58,6 +77,13 @@ def distinct_prompts(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
         if reference is not None:
             references.append(reference.strip())
     return list(grouped.values())
+
+
+def per_row(rows: Sequence[Row], of_prompts: Sequence[T]) -> list[T]:
+    """What belongs to the distinct prompts, in their order → one per row, equal prompts having the same."""
+    prompts = dict.fromkeys(prompt_of(row) for row in rows)
+    of_prompt = dict(zip(prompts, of_prompts, strict=True))
+    return [of_prompt[prompt_of(row)] for row in rows]
 
 
 def prompt_of(row: Row) -> Hashable:

@@ -23,3 +23,9 @@ TEXT_METRICS: dict[str, Callable[[Sequence[Sequence[str]], Sequence[str]], float
     "bleu": bleu,
 }
 """(references of each prediction, predictions) → value."""
+
+LACKING: dict[str, Callable[[], str | None]] = {}
+"""Metric → what tells why it cannot be computed on this machine; None where it can."""
+
+SLOW: frozenset[str] = frozenset()
+"""Metrics that take seconds to start, and are therefore not computed while a model trains."""

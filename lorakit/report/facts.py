@@ -74,4 +74,5 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory above imports", _memory(report)),
         ("adapter", size_text(report["adapter_bytes"])),
         ("device", report["device"]),
+        *((f"note, {split}", note) for split, notes in report.get("notes", {}).items() for note in notes),
     ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorakit.data.rows import ChatRow, CompletionRow, Row
+from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -70,6 +70,8 @@ def _texts(row: Row) -> list[str]:
         return [message["content"] for message in row.messages]
     if isinstance(row, CompletionRow):
         return [row.prompt, row.target or ""]
+    if isinstance(row, ChoiceRow):
+        return [row.prompt, max(row.choices, key=len)]
     return [row.text, row.pair] if row.pair is not None else [row.text]
 
 

@@ -9,9 +9,9 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt
 
 from lorakit.data.readers import Record
-from lorakit.data.rows import Row, TextRow, distinct_prompts
+from lorakit.data.rows import ChoiceRow, Row, TextRow, distinct_prompts
 from lorakit.errors import DataError
-from lorakit.metrics import LABEL_METRICS, TEXT_METRICS
+from lorakit.metrics import LABEL_METRICS, LACKING, SLOW, TEXT_METRICS
 from lorakit.section import Section
 
 Kind = Literal["classification", "regression", "generation"]
@@ -36,6 +36,19 @@ class Split:
     revision: str | None = None
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a task says of predictions.
+
+    Args:
+        values: The metrics, 0 to 1 unless their definition says otherwise; nan where one is undefined.
+        notes: For people: what was not computed and why, what was counted on the way.
+    """
+
+    values: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
 class Task(Section):
     """A data set in its official layout together with its official metrics."""
 
@@ -58,7 +71,12 @@ class Task(Section):
     @property
     @abstractmethod
     def kind(self) -> Kind:
-        """What the model must produce: a class, a number, or text."""
+        """What is predicted: a class, a number, or text."""
+
+    @property
+    def head(self) -> Kind:
+        """What the model gives it with: that of `kind`, or generation where a language model names the class."""
+        return self.kind
 
     @property
     @abstractmethod
@@ -69,6 +87,16 @@ class Task(Section):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics, the paper's first; higher is better, except for `loss`, which every evaluation has."""
+
+    def not_computed(self) -> dict[str, str]:
+        """Metric → why it cannot be computed on this machine, or with this data."""
+        lacking = {name: LACKING[name]() for name in self.metrics if name in LACKING}
+        return {name: reason for name, reason in lacking.items() if reason is not None}
+
+    @property
+    def slow_metrics(self) -> frozenset[str]:
+        """Metrics that evaluations during training leave out, unless the best step is chosen by one of them."""
+        return SLOW & frozenset(self.metrics)
 
     @property
     @abstractmethod
@@ -120,27 +148,33 @@ class Task(Section):
         """
         return None
 
-    def score(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The task's metrics, 0 to 1 unless their definition says otherwise; nan where one is undefined.
+    def score(self, rows: Sequence[Row], predictions: Sequence[Prediction], *, quick: bool = False) -> Scores:
+        """The task's metrics.
 
         Args:
             rows: The rows that were predicted.
             predictions: One per row, or, for generation, one per row of `distinct_prompts(rows)`.
+            quick: Leave out `slow_metrics`.
 
         Raises:
             DataError: A row has no label, or a prompt no reference.
         """
+        missing = self.not_computed()
+        names = [name for name in self.metrics if name not in missing and not (quick and name in self.slow_metrics)]
+        notes = tuple(f"{name}: not computed: {reason}" for name, reason in missing.items())
         if self.kind == "generation":
             references = [several for _, several in distinct_prompts(rows)]
             assert len(references) == len(predictions), f"{len(predictions)} texts for {len(references)} prompts"
             if not all(references):
                 raise DataError("a prompt has no reference to be scored against; `predict` needs none")
-            return {name: TEXT_METRICS[name](references, [str(text) for text in predictions]) for name in self.metrics}
+            texts = [str(text) for text in predictions]
+            return Scores({name: TEXT_METRICS[name](references, texts) for name in names}, notes)
         assert len(rows) == len(predictions), f"{len(predictions)} predictions for {len(rows)} rows"
-        labels = [row.label for row in rows if isinstance(row, TextRow) and row.label is not None]
+        labels = [row.label for row in rows if isinstance(row, TextRow | ChoiceRow) and row.label is not None]
         if len(labels) < len(rows):
             raise DataError("these rows have no labels to be scored against; `predict` needs none")
-        return {name: LABEL_METRICS[name](labels, [float(value) for value in predictions]) for name in self.metrics}
+        values = [float(value) for value in predictions]
+        return Scores({name: LABEL_METRICS[name](labels, values) for name in names}, notes)
 
     def gather(self, split: str, rows: Iterable[Row | Dropped], revision: str | None = None) -> Split:
         """Take rows up to `limit`, and count those left out on the way.

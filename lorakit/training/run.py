@@ -241,7 +241,8 @@ def _evaluate_and_save(run: Run, step: int, ends_epoch: bool, signals: StopSigna
 def _evaluate(run: Run, data: SplitData, signals: StopSignals) -> Evaluation:
     """Evaluate the model as it is; leaves at once when a signal has come."""
     watched = _Watched(run.progress, signals.check)
-    found = evaluate(run.subject, run.recipe.task, data, run.recipe.generate, watched)
+    quick = run.select not in run.recipe.task.slow_metrics
+    found = evaluate(run.subject, run.recipe.task, data, run.recipe.generate, watched, quick=quick)
     run.trainee.model.train()
     return found
 
@@ -336,6 +337,7 @@ def _finish(run: Run, signals: StopSignals) -> None:
         if found is None or of_step != step:
             with _stoppable(run, signals, save=False):  # the last step is saved; the model holds the selected one now
                 found = _evaluate(run, data, signals)
+        found = found.complete(run.recipe.task, data.rows)
         evaluations.append(found)
         _tell(run, "final", step, len(data.rows), found)
     if not run.main:
@@ -347,7 +349,7 @@ def _finish(run: Run, signals: StopSignals) -> None:
         _, out = method.publish(published)
         published = dict(out)
     save_adapter(run.directory / ADAPTER, published, run.provenance)
-    write_report(run.directory, report_of(run, {found.split: found.metrics for found in evaluations}))
+    write_report(run.directory, report_of(run, evaluations))
 
 
 def _selected(run: Run) -> tuple[int, dict[str, Tensor]]:

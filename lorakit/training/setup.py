@@ -131,15 +131,7 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     """
     from accelerate import PartialState
 
-    check_trackers(recipe.train.track)
-    if lacking := recipe.task.missing():
-        raise DataError(lacking)
-    names = [split for split in recipe.task.splits if split.startswith("validation")]
-    if not names:
-        raise DataError(
-            "task: there is no validation split, and training is evaluated on one: name a file of other rows than "
-            "train's (task.validation), or hold some of them back (task.held_out=0.1)"
-        )
+    names = _validation_splits(recipe)
     # Told, and not asked: without a GPU accelerate would start several processes as so many single ones.
     state = PartialState(cpu=not torch.cuda.is_available())
     precision = resolve_precision(recipe, state.device)
@@ -157,7 +149,7 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     trainee = _trainee(recipe, prepared, accelerator)
     total = total_steps(recipe.train, len(data.encoded))
     # Evaluation never smooths: `eval` must find the same loss, and runs be comparable.
-    plain = objective(recipe.task.kind, prepared.model)
+    plain = objective(recipe.task.head, prepared.model)
     subject = Subject(prepared.model, prepared.tokenizer, plain, accelerator.device, precision)
     return Run(
         recipe=_resolved(recipe, prepared),
@@ -179,9 +171,30 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     )
 
 
+def _validation_splits(recipe: Recipe) -> list[str]:
+    """What to evaluate on, once all that the recipe needs of this machine is known to be there.
+
+    Raises:
+        LorakitError: A package, a program or a split is missing.
+    """
+    task, select = recipe.task, recipe.train.select or ""
+    check_trackers(recipe.train.track)
+    if lacking := task.missing():
+        raise DataError(lacking)
+    if (why := task.not_computed().get(select)) is not None:
+        raise RecipeError(f"train.select: {select} cannot be computed: {why}")
+    names = [split for split in task.splits if split.startswith("validation")]
+    if not names:
+        raise DataError(
+            "task: there is no validation split, and training is evaluated on one: name a file of other rows than "
+            "train's (task.validation), or hold some of them back (task.held_out=0.1)"
+        )
+    return names
+
+
 def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any) -> Trainee:
     """The model on its device, with its optimiser."""
-    model, loss = prepared.model, objective(recipe.task.kind, prepared.model, recipe.train.label_smoothing)
+    model, loss = prepared.model, objective(recipe.task.head, prepared.model, recipe.train.label_smoothing)
     model.to(accelerator.device)
     if recipe.train.gradient_checkpointing:
         checkpoint_gradients(model)
@@ -228,17 +241,18 @@ def plan_of(run: Run) -> dict[str, Any]:
     return {"rows": limit.rows, "tokens": limit.tokens, "processes": run.trainee.accelerator.num_processes}
 
 
-def report_of(run: Run, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+def report_of(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """What report.json holds."""
     splits = [run.train, *run.validation]
     seconds = run.state.seconds
-    heads = () if run.recipe.task.kind == "generation" else run.prepared.row.head
+    heads = () if run.recipe.task.head == "generation" else run.prepared.row.head
     return {
         "recipe": run.recipe.model_dump(mode="json"),
         "status": "complete",
         "kind": run.recipe.task.kind,
         "labels": list(run.recipe.task.labels),
-        "metrics": metrics,
+        "metrics": {found.split: found.metrics for found in evaluations},
+        "notes": {found.split: list(found.notes) for found in evaluations if found.notes},
         "init_from": run.state.init_from,
         "select": run.select,
         "best_step": run.state.best.step,

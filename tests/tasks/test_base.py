@@ -45,13 +45,13 @@ def test_unknown_split() -> None:
 
 def test_score_has_the_tasks_metrics_in_their_order() -> None:
     rows = [TextRow("a", "b", label) for label in (1, 1, 0, 0)]
-    assert Glue(subset="mrpc").score(rows, [1, 0, 0, 0]) == {"accuracy": 0.75, "f1": pytest.approx(2 / 3)}
-    assert list(Glue(subset="mrpc").score(rows, [1, 0, 0, 0])) == ["accuracy", "f1"]
+    assert Glue(subset="mrpc").score(rows, [1, 0, 0, 0]).values == {"accuracy": 0.75, "f1": pytest.approx(2 / 3)}
+    assert list(Glue(subset="mrpc").score(rows, [1, 0, 0, 0]).values) == ["accuracy", "f1"]
 
 
 def test_undefined_correlation_is_nan() -> None:
     rows = [TextRow("a", "b", label) for label in (1.0, 2.0)]
-    scores = Glue(subset="stsb").score(rows, [3.0, 3.0])
+    scores = Glue(subset="stsb").score(rows, [3.0, 3.0]).values
     assert list(scores) == ["pearson", "spearman"] and all(map(math.isnan, scores.values()))
 
 

@@ -176,7 +176,7 @@ def test_null_target_in_train_but_not_in_test(tmp_path: Path) -> None:
 def test_completion_scores() -> None:
     read = task("completion", "none.jsonl")
     rows = [CompletionRow("p", " a b c d"), CompletionRow("q", " e"), CompletionRow("p", " a b c d e")]
-    scores = read.score(rows, ["a b c d e", "f"])
+    scores = read.score(rows, ["a b c d e", "f"]).values
     assert scores["exact_match"] == 0.5 and 0 < scores["bleu"] < 1
 
 
@@ -192,7 +192,7 @@ def test_chat(tmp_path: Path) -> None:
     read = task("chat", file)
     assert read.load("train").rows == [ChatRow(tuple(HELLO)), ChatRow((system, *HELLO))]
     assert (read.kind, read.metrics) == ("generation", ("exact_match", "bleu"))
-    assert read.score(read.load("train").rows, ["Hello", "Bye"])["exact_match"] == 0.5
+    assert read.score(read.load("train").rows, ["Hello", "Bye"]).values["exact_match"] == 0.5
 
 
 def test_chat_from_parquet_ignores_null_keys(tmp_path: Path) -> None:

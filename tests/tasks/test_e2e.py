@@ -119,7 +119,7 @@ def test_hub_failure_names_the_download(monkeypatch) -> None:
 
 def test_score_takes_one_text_per_prompt() -> None:
     rows = [CompletionRow("p", " a b c d e"), CompletionRow("q", " v w x y z"), CompletionRow("p", " a b c d f")]
-    assert E2E().score(rows, ["a b c d f", "V W X Y Z"]) == {"bleu": pytest.approx(1.0)}
+    assert E2E().score(rows, ["a b c d f", "V W X Y Z"]).values == {"bleu": pytest.approx(1.0)}
     with pytest.raises(AssertionError):
         E2E().score(rows, ["a", "b", "c"])
 
@@ -161,5 +161,5 @@ def test_real_systems_score_as_the_official_script_says(system: str) -> None:
     task = E2E(path=str(SHARED / "data/e2e"))
     with (SHARED / f"golden/e2e/systems/{system}.tsv").open(encoding="utf-8", newline="") as file:
         outputs = [row["output"] for row in csv.DictReader(file, delimiter="\t")]
-    bleu = task.score(task.load("test").rows, outputs)["bleu"]
+    bleu = task.score(task.load("test").rows, outputs).values["bleu"]
     assert bleu == pytest.approx(expected[f"{system}.tsv"]["python_mode_-p"]["BLEU"], abs=1e-12)

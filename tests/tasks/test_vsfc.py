@@ -45,7 +45,7 @@ def test_classes_and_metrics() -> None:
     assert task(None, "topic").labels == ("lecturer", "training_program", "facility", "others")
     assert task(None).metrics == ("accuracy", "f1_macro", "f1_weighted")
     rows = [TextRow("a", label=0), TextRow("b", label=0), TextRow("c", label=2), TextRow("d", label=2)]
-    found = task(None).score(rows, [0, 0, 2, 0])
+    found = task(None).score(rows, [0, 0, 2, 0]).values
     # class 0: precision 2/3, recall 1; class 2: precision 1, recall 1/2
     assert found["accuracy"] == 0.75
     assert found["f1_macro"] == found["f1_weighted"] == pytest.approx((4 / 5 + 2 / 3) / 2)
