@@ -129,6 +129,23 @@ class Evaluation:
         return replace(self, metrics=self.metrics | scores.values, notes=scores.notes, quick=False)
 
 
+@dataclass(frozen=True)
+class Part:
+    """How much of an evaluation is wanted while a model trains.
+
+    Args:
+        rows: The first rows alone; None for all. Where text is generated, the loss is that of all rows all the same: it
+            costs little beside generation, and chooses the best step.
+        quick: Leave out the task's slow metrics; `Evaluation.complete` adds them.
+    """
+
+    rows: int | None = None
+    quick: bool = False
+
+
+WHOLE = Part()
+
+
 def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     """The dtype to compute in: the recipe's.
 
@@ -188,8 +205,7 @@ def evaluate(
     data: SplitData,
     settings: Generate | None,
     progress: Progress,
-    *,
-    quick: bool = False,
+    part: Part = WHOLE,
 ) -> Evaluation:
     """The loss and the task's metrics on a split.
 
@@ -199,10 +215,13 @@ def evaluate(
         data: The split.
         settings: How to generate, where the task does.
         progress: Shown while it runs.
-        quick: Leave out the task's slow metrics; `Evaluation.complete` adds them.
+        part: How much of it is wanted.
     """
+    whole, data = data, data.first(part.rows)
+    if task.kind != "generation":
+        whole = data
     with subject.evaluating():
-        total, count, outputs = _forward(subject, data, progress, keep=task.kind != "generation")
+        total, count, outputs = _forward(subject, whole, progress, keep=task.kind != "generation")
         if task.kind == "generation":
             assert settings is not None
             predictions = _generations(subject, data.rows, settings, progress)
@@ -211,9 +230,9 @@ def evaluate(
     metrics = {"loss": total / count} if count else {}
     notes: tuple[str, ...] = ()
     if data.labelled:
-        scores = task.score(data.rows, predictions, quick=quick)
+        scores = task.score(data.rows, predictions, quick=part.quick)
         metrics, notes = metrics | scores.values, scores.notes
-    quick = quick and bool(task.slow_metrics)
+    quick = part.quick and bool(task.slow_metrics)
     return Evaluation(data.name, metrics, predictions, records(task, data.rows, predictions), notes, quick)
 
 

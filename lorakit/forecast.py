@@ -10,7 +10,7 @@ from functools import partial
 
 from lorakit.data.batches import Limit, by_length
 from lorakit.evaluate import BATCH, SplitData
-from lorakit.generate import BATCH as GENERATE_BATCH
+from lorakit.generate import batch_limit
 from lorakit.ledger import Bytes
 from lorakit.lengths import Shape, cut_steps, evaluation_shapes, shapes
 from lorakit.memory import BuildOptimizer, Simulation
@@ -81,7 +81,8 @@ def batches_of(
     if recipe.generate is not None:
         new = recipe.generate.max_new_tokens
         wanted = [data.encoded.lengths - data.encoded.targets + new for data in validation if len(data.encoded)]
-        every = [Shape(len(rows), int(w[rows].max()), 0) for w in wanted for rows in by_length(w, GENERATE_BATCH)]
+        most, beams = batch_limit(recipe.generate), recipe.generate.beams
+        every = [Shape(len(rows) * beams, int(w[rows].max()), 0) for w in wanted for rows in by_length(w, most)]
         generation = max(every, key=lambda shape: shape.tokens, default=None)
     return Batches(
         shapes([group for step in cut for group in step], lengths, targets),

@@ -15,7 +15,7 @@ from lorakit.errors import DataError
 from lorakit.evaluate import BATCH, SplitData, read_split, resolve_precision, token_limit
 from lorakit.fit import Change, Situation, changes, need_of_rows, rows_that_fit
 from lorakit.forecast import Batches, Phase, batches_of, forecast, loading_phase
-from lorakit.generate import BATCH as GENERATE_BATCH
+from lorakit.generate import batch_limit
 from lorakit.lengths import Padding, Shape, cut_steps, padding
 from lorakit.memory import Simulation
 from lorakit.modules import ModuleRow, module_rows, parameter_groups
@@ -237,7 +237,8 @@ def _batches(recipe: Recipe, data: dict[str, SplitData], limit: Limit, row: Shap
     count = max(1, min(BATCH.rows or 1, (BATCH.tokens or 0) // row.width))
     generation = None
     if recipe.generate is not None:
-        generation = Shape(max(1, (GENERATE_BATCH.tokens or 0) // row.width), row.width, 0)
+        prompts = max(1, (batch_limit(recipe.generate).tokens or 0) // row.width)
+        generation = Shape(prompts * recipe.generate.beams, row.width, 0)
     return Batches(
         [Shape(rows, row.width, row.targets * rows)],
         rows < size,

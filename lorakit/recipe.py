@@ -77,8 +77,10 @@ else:
 class Generate(Section):
     """How text is generated when a task that generates is evaluated, and by `predict`."""
 
-    beams: Annotated[PositiveInt, Field(json_schema_extra={"maximum": 1})] = 1
-    """Hypotheses kept per step; 1: greedy."""
+    beams: PositiveInt = 1
+    """Texts that are followed up at each step; 1: greedy."""
+    length_penalty: float = 1.0
+    """Beam search ranks texts by log-probability / length ** length_penalty: above 0 favours long ones."""
     no_repeat_ngram: NonNegativeInt = 0
     """Never generate the same n-gram twice; the prompt does not count (as in the authors' code); 0: off."""
     max_new_tokens: PositiveInt = 64
@@ -86,12 +88,12 @@ class Generate(Section):
     stop: list[Annotated[str, Field(min_length=1)]] = []
     """Texts at which generation stops, beside the end-of-sequence token; they are not part of the output."""
 
-    @field_validator("beams")
+    @field_validator("length_penalty")
     @classmethod
-    def _greedy(cls, beams: int) -> int:
-        if beams > 1:
-            raise ValueError("beam search is not available yet: use 1 (greedy)")
-        return beams
+    def _ranks_something(cls, penalty: float, info: ValidationInfo) -> float:
+        if info.data.get("beams") == 1 and penalty != cls.model_fields["length_penalty"].default:
+            raise ValueError("greedy decoding has one text to choose from: set beams to 2 or more, or remove this")
+        return penalty
 
 
 class Paper(Section):

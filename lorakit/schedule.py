@@ -101,7 +101,8 @@ class Train(Section):
     """What decides which evaluated step is published: `loss`, a metric of the task, or `last` for the last step;
     null: the loss for generation, the task's first metric else."""
     eval_limit: PositiveInt | None = None
-    """Rows for evaluations during training; the last one takes all."""
+    """Rows for evaluations during training; the last one takes all. Where text is generated it limits that alone: the
+    loss, which chooses the best step, is that of all rows."""
     patience: PositiveInt | None = None
     """Stop after this many evaluations in a row without a better `select`; null: never."""
     init_from: InitFrom | None = None

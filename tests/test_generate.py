@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, NoRepeatNGramLogitsProcessor
 
+from lorakit.decode import Rules
 from lorakit.errors import RecipeError
-from lorakit.generate import NoRepeatNgram, generate
+from lorakit.generate import generate
 from lorakit.recipe import Generate
 from lorakit.tiny import make_tiny_base
 
@@ -102,21 +103,16 @@ def test_stops_at_eos(tiny: Tiny) -> None:
     assert generate(model, tokenizer, several, Generate(max_new_tokens=9)) == ["ab", "b", ""]
 
 
-def test_no_repeat_ngram_ignores_the_prompt() -> None:
-    """After `7 8`, `9` completes a trigram of the prompt: transformers forbids the copy, the authors' code does not."""
-    ids = torch.tensor([[7, 8, 9, 4, 7, 8], [0, 0, 0, 0, 7, 8]])
-    scores = torch.zeros(2, 12)
-    assert NoRepeatNGramLogitsProcessor(3)(ids, scores.clone())[0, 9] == -torch.inf
-    assert torch.equal(NoRepeatNgram(3, 4)(ids, scores.clone()), scores)
-
-    generated = torch.tensor([[1, 1, 7, 8, 9, 7, 8], [1, 1, 5, 6, 4, 4, 4]])
-    found = NoRepeatNgram(3, 2)(generated, torch.zeros(2, 12))
+def test_no_repeat_ngram_looks_at_what_was_generated() -> None:
+    """As transformers' own processor does it, were there no prompt before it."""
+    said = torch.tensor([[7, 8, 9, 7, 8], [5, 6, 4, 4, 4]])
+    for size in (1, 2, 3, 4, 6):
+        expected = NoRepeatNGramLogitsProcessor(size)(said, torch.zeros(2, 12))
+        assert torch.equal(Rules(9, [], size).allowed(torch.zeros(2, 12), said), expected)
+    found = Rules(9, [], 3).allowed(torch.zeros(2, 12), said)
     assert (found == -torch.inf).nonzero().tolist() == [[0, 9], [1, 4]]
-    assert (NoRepeatNgram(1, 5)(generated, torch.zeros(2, 12)) == -torch.inf).nonzero().tolist() == [
-        [0, 7],
-        [0, 8],
-        [1, 4],
-    ]
+    nothing = torch.zeros(2, 12)
+    assert torch.equal(Rules(9, [], 3).allowed(nothing, said[:, :0]), nothing)
 
 
 def test_no_repeat_ngram_in_a_batch(tiny: Tiny) -> None:

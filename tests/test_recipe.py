@@ -100,7 +100,7 @@ def test_the_smallest_recipe_and_its_defaults() -> None:
 
 
 def test_where_the_task_generates_so_does_the_recipe() -> None:
-    expected = Generate(beams=1, no_repeat_ngram=0, max_new_tokens=64, stop=[])
+    expected = Generate(beams=1, length_penalty=1.0, no_repeat_ngram=0, max_new_tokens=64, stop=[])
     assert read(E2E).generate == read(E2E, "generate=").generate == expected
     assert read(E2E, "generate.stop=['\\n']").generate == Generate(stop=["\\n"])
 
@@ -128,8 +128,8 @@ def test_sections_can_be_built_in_python() -> None:
     recipe = read(GLUE)
     built = Recipe(name="r", model=recipe.model, method=[LoRA()], task=recipe.task, train=recipe.train)
     assert built == recipe
-    with pytest.raises(ValidationError, match="beam search is not available yet"):
-        Generate(beams=2)
+    with pytest.raises(ValidationError, match="greedy decoding has one text to choose from"):
+        Generate(length_penalty=0.9)
     with pytest.raises(ValidationError, match="select: got"):
         Recipe(
             name="r",
@@ -226,7 +226,7 @@ BAD: list[tuple[str, str, list[str]]] = [
         "",
         [
             'r.yaml:12: generate.beam: unknown key; did you mean "beams"? '
-            "allowed: beams, no_repeat_ngram, max_new_tokens, stop"
+            "allowed: beams, length_penalty, no_repeat_ngram, max_new_tokens, stop"
         ],
     ),
     # keys that come with later versions
@@ -412,7 +412,14 @@ BAD: list[tuple[str, str, list[str]]] = [
         "",
         ["r.yaml:12: generate: the task glue (classification) generates no text; remove this section"],
     ),
-    (E2E, "generate.beams=10", ["command line: generate.beams: beam search is not available yet: use 1 (greedy)"]),
+    (
+        E2E,
+        "generate.length_penalty=0.9",
+        [
+            "command line: generate.length_penalty: greedy decoding has one text to choose from: "
+            "set beams to 2 or more, or remove this"
+        ],
+    ),
     # overrides
     (GLUE, "train.lr", ['command line: "train.lr" is no key=value, such as train.lr=1e-4']),
     (GLUE, "=1", ['command line: "=1" is no key=value, such as train.lr=1e-4']),
@@ -498,6 +505,8 @@ def test_a_task_with_a_method_s_name_as_key_is_told_apart() -> None:
 TASK_SECTIONS: dict[str, dict[str, Any]] = {
     "glue": {"name": "glue", "subset": "mnli"},
     "e2e": {"name": "e2e"},
+    "wikisql": {"name": "wikisql"},
+    "samsum": {"name": "samsum"},
     "vsfc": {"name": "vsfc", "subset": "sentiment"},
     "custom": {"name": "custom", "kind": "chat", "train": "train.jsonl"},
 }
@@ -652,7 +661,7 @@ def test_the_schema_tells_methods_and_tasks_apart_by_name() -> None:
         ("train.lrr=1", "train"),
         ("train.schedule=x", "train.schedule"),
         ("task.limit.trian=1", "task"),
-        ("generate.beams=2", "generate"),
+        ("generate.beams=0", "generate"),
     ],
 )
 def test_the_schema_refuses_what_loading_refuses(override: str, complaint: str) -> None:

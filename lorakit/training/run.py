@@ -17,7 +17,7 @@ from torch import Tensor
 from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, read_adapter, save_adapter
 from lorakit.data.batches import Limit, step_rows, steps_per_epoch
 from lorakit.errors import CheckpointError, RecipeError
-from lorakit.evaluate import Evaluation, SplitData, evaluate, write_records
+from lorakit.evaluate import Evaluation, Part, SplitData, evaluate, write_records
 from lorakit.meter import Meter
 from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe, dump, flat, load
@@ -226,10 +226,11 @@ def _evaluate_and_save(run: Run, step: int, ends_epoch: bool, signals: StopSigna
     if _due(train.eval_every, step, ends_epoch, last):
         run.state.evaluated = False
         with _stoppable(run, signals):
-            data = run.validation[0].first(train.eval_limit)
-            found = _evaluate(run, data, signals)
-        _tell(run, "eval", step, len(data.rows), found)
-        if len(data.rows) == len(run.validation[0].rows):
+            data = run.validation[0]
+            found = _evaluate(run, data, signals, train.eval_limit)
+        rows = len(data.first(train.eval_limit).rows)
+        _tell(run, "eval", step, rows, found)
+        if rows == len(data.rows):
             run.latest[found.split] = (step, found)
         better = _select(run, step, found)
         run.state.evaluated = True
@@ -238,11 +239,11 @@ def _evaluate_and_save(run: Run, step: int, ends_epoch: bool, signals: StopSigna
         _save(run)
 
 
-def _evaluate(run: Run, data: SplitData, signals: StopSignals) -> Evaluation:
+def _evaluate(run: Run, data: SplitData, signals: StopSignals, limit: int | None = None) -> Evaluation:
     """Evaluate the model as it is; leaves at once when a signal has come."""
     watched = _Watched(run.progress, signals.check)
     quick = run.select not in run.recipe.task.slow_metrics
-    found = evaluate(run.subject, run.recipe.task, data, run.recipe.generate, watched, quick=quick)
+    found = evaluate(run.subject, run.recipe.task, data, run.recipe.generate, watched, Part(limit, quick))
     run.trainee.model.train()
     return found
 

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from lorakit.checkpoint import open_run
 from lorakit.errors import CheckpointError, DataError, LorakitError, RecipeError
-from lorakit.evaluate import SplitData
 from lorakit.recipe import Recipe, load
 from lorakit.training import run as run_module
 from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
@@ -50,8 +49,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str =
     """Let the evaluations during training find these values of a metric, one after the other."""
     left, real = iter(values), run_module._evaluate
 
-    def evaluate(run: Any, data: SplitData, signals: Any) -> Any:
-        found = real(run, data, signals)
+    def evaluate(*args: Any) -> Any:
+        found = real(*args)
         found.metrics[metric] = next(left, 0.123)
         return found
 
@@ -215,6 +214,19 @@ def test_eval_limit_holds_for_training_and_not_for_the_end(tmp_path: Path, tiny:
     assert {line["rows"] for line in history(tmp_path / "run", "eval")} == {4}
     assert [line["rows"] for line in history(tmp_path / "run", "final")] == [10]
     assert len((tmp_path / "run/predictions/validation.jsonl").read_text().splitlines()) == 10
+
+
+def test_eval_limit_leaves_the_loss_of_a_generation_task_whole(tmp_path: Path, tiny: Tiny) -> None:
+    """Texts of few rows, the loss of all: as in a run without a limit."""
+    losses = []
+    for name, limit in (("all", None), ("few", 3)):
+        recipe = small_recipe(tmp_path / name, tiny("gpt2"), "completion", train={"eval_limit": limit})
+        run(recipe, tmp_path / name / "run")
+        lines = history(tmp_path / name / "run", "eval")
+        assert {line["rows"] for line in lines} == {limit or 10}
+        losses.append([line["metrics"]["loss"] for line in lines])
+        assert len((tmp_path / name / "run/predictions/validation.jsonl").read_text().splitlines()) > 3
+    assert losses[0] == losses[1]
 
 
 def test_an_existing_run_is_refused(tmp_path: Path, tiny: Tiny) -> None:
@@ -384,11 +396,11 @@ def signals_in(monkeypatch: pytest.MonkeyPatch, evaluation: int) -> None:
     """Let a SIGTERM come in the middle of an evaluation (counted from 1)."""
     real, count = run_module._evaluate, [0]
 
-    def evaluate(run: Any, data: SplitData, signals: StopSignals) -> Any:
+    def evaluate(*args: Any) -> Any:
         count[0] += 1
         if count[0] == evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, data, signals)
+        return real(*args)
 
     monkeypatch.setattr(run_module, "_evaluate", evaluate)
 
