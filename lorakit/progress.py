@@ -4,9 +4,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from rich import progress
     from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -100,22 +101,27 @@ class Live:
             progress.TextColumn("{task.description:<12}"),
             progress.BarColumn(bar_width=24),
             progress.MofNCompleteColumn(),
-            progress.TextColumn(f"{unit}  {{task.fields[beside]}}"),
+            progress.TextColumn(f"{unit}  {{task.fields[speed]}}{{task.fields[beside]}}"),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
         )
         with progress.Progress(*columns, console=self.console, refresh_per_second=5) as shown:
-            yield _LiveBar(shown, shown.add_task(label, total=total, completed=done, beside=""))
+            yield _LiveBar(shown, shown.add_task(label, total=total, completed=done, beside="", speed=""), unit)
 
 
 class _LiveBar:
-    def __init__(self, shown: object, task: object) -> None:
-        self.shown, self.task = shown, task
+    def __init__(self, shown: "progress.Progress", task: "progress.TaskID", unit: str) -> None:
+        self.shown, self.task, self.unit = shown, task, unit
+        self.done, self.began = 0, time.monotonic()
 
     def advance(self, count: int = 1, **values: str) -> None:
-        beside = "  ".join(f"{name} {value}" for name, value in values.items())
-        self.shown.update(self.task, advance=count, **({"beside": beside} if beside else {}))  # type: ignore[attr-defined]
+        self.done += count
+        rate = self.done / max(time.monotonic() - self.began, 1e-9)
+        fields: dict[str, Any] = {"speed": f"{rate:.1f} {self.unit}/s"}
+        if values:
+            fields["beside"] = "".join(f"  {name} {value}" for name, value in values.items())
+        self.shown.update(self.task, advance=count, **fields)
 
 
 def for_terminal(main_process: bool = True) -> Progress:

@@ -8,10 +8,13 @@ import torch
 from small_runs import small_recipe
 from torch import nn
 
+from lorakit.checkpoint import head_of
 from lorakit.data.collate import Batch
+from lorakit.generate import generate
 from lorakit.ledger import Ledger, fake_copy
 from lorakit.lengths import Shape
 from lorakit.memory import Simulation
+from lorakit.model import prepare
 from lorakit.objective import objective
 from lorakit.outline import Outline, outline
 from lorakit.recipe import Recipe
@@ -39,9 +42,6 @@ class OnData(Ledger):  # type: ignore[misc]
 def on_real_tensors(recipe: Recipe, made: Outline, shape: Shape) -> int:
     """The peak of a forward and a backward pass with data, above the weights."""
     assert made.prepared is not None
-    from lorakit.checkpoint import head_of
-    from lorakit.model import prepare
-
     model = prepare(recipe.model, recipe.method, head_of(recipe), 0).model
     if recipe.train.gradient_checkpointing:
         from lorakit.memory import checkpoint_gradients
@@ -127,6 +127,23 @@ def test_generation_holds_the_cache(tiny: Tiny, tmp_path: Path) -> None:
     config = made.model.config
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert found.generate(4, 64)["activations"] > 4 * 64 * cache
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_generation_needs_no_more_than_foreseen(tiny: Tiny, tmp_path: Path, beams: int) -> None:
+    """Every beam has its part of the cache; prompts and new tokens are counted as if they were read at once."""
+    recipe = small_recipe(tmp_path, tiny("llama"), "completion", generate={"max_new_tokens": 40, "beams": beams})
+    found, made = simulation(recipe)
+    assert made.prepared is not None and recipe.generate is not None
+    model = prepare(recipe.model, recipe.method, head_of(recipe), 0).model
+    ledger = OnData()
+    for tensor in (*model.parameters(), *model.buffers()):
+        ledger.enter(tensor, "weights")
+    ledger.part = "passing"
+    with ledger, ledger.peak_of() as peak:
+        generate(model, made.prepared.tokenizer, [[7] * 24] * 8, recipe.generate)
+    foreseen = found.generate(8 * beams, 24 + 40)["activations"]
+    assert 0.1 * foreseen < peak["passing"] < foreseen
 
 
 def test_cuda_attention_with_dropout_keeps_no_scores(tiny: Tiny, tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ def test_plain_bar_of_quick_work_says_nothing(clock: Clock, capsys: pytest.Captu
     assert capsys.readouterr().out == "done\n"
 
 
+def test_live_bar_shows_the_speed_since_this_process_began(clock: Clock) -> None:
+    out = io.StringIO()
+    with Live(Console(file=out, force_terminal=True, width=120, color_system=None)).bar("generate", 40, done=20) as bar:
+        clock.now += 4
+        bar.advance(10)
+    assert "30/40 rows  2.5 rows/s" in out.getvalue()
+
+
 def test_live_bar_shows_values_and_a_bar_inside_a_bar() -> None:
     out = io.StringIO()
     live = Live(Console(file=out, force_terminal=True, width=120, color_system=None))
