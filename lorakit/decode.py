@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Stopped = Callable[[list[list[int]]], list[bool]]
 """Generated tokens of several rows → whether each holds a text at which generation stops."""
@@ -77,8 +77,12 @@ class Reader:
         parameters = inspect.signature(model.forward).parameters
         self.has_positions = "position_ids" in parameters
         self.last_alone = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        self.logits = self._forward(ids)
-        """(rows, vocabulary): of the token that comes next."""
+        hook = model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
+        try:
+            self.logits = self._forward(ids)
+            """(rows, vocabulary): of the token that comes next."""
+        finally:
+            hook.remove()
 
     def read(self, rows: Tensor, tokens: Tensor) -> None:
         """Go on from some of the rows, in any order and any of them several times, with one token each.
@@ -103,6 +107,15 @@ class Reader:
         self.cache = output.past_key_values
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _in_one_piece(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The head's input without gaps.
+
+    Transformers gives it a slice of last positions, which torch multiplies by a copy of the head per row: in bfloat16
+    on a CPU, 32 rows and 49,152 words take 3.0 s and 1.7 GiB; without gaps 7 ms.
+    """
+    return (args[0].contiguous(), *args[1:])
 
 
 def greedy(reader: Reader, rules: Rules) -> list[list[int]]:

@@ -107,6 +107,20 @@ def test_stops_when_nothing_can_win_any_more(loud: Any) -> None:
     assert not steps
 
 
+def test_the_head_sees_one_position_per_row_without_gaps(loud: Any) -> None:
+    """With gaps, torch copies the head once per row."""
+    seen: list[torch.Tensor] = []
+    hook = loud.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    try:
+        reader = read(loud, PROMPTS)
+        with torch.no_grad():
+            reader.read(torch.arange(3), torch.tensor([1, 2, 3]))
+    finally:
+        hook.remove()
+    assert [tuple(given.shape[:2]) for given in seen] == [(3, 1)] * 2
+    assert all(given.is_contiguous() for given in seen)
+
+
 @pytest.mark.parametrize("model_type", DECODERS)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_batch_equals_single_rows_on_every_architecture(
