@@ -8,11 +8,12 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lorakit import __version__
+from lorakit.console import print_errors, print_table
 from lorakit.errors import LorakitError, RecipeError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def evaluate(
         print(json.dumps(json_ready({"split": split, "metrics": found.metrics, "notes": found.notes})))
         return
     header, rows = metric_rows({split: found.metrics})
-    _table(header, rows)
+    print_table(header, rows)
     for note in found.notes:
         print(note)
     print(f"predictions: {file}")
@@ -160,7 +161,7 @@ def _show_submission(written: Sequence[Path], fill_wnli: bool) -> None:
     if fill_wnli and (filled := glue_submission.fill_wnli(folder)):
         print(f"written: {filled}: the majority class in all rows, from no model")
     problems = glue_submission.problems_of(folder)
-    _table(["file", "state"], [(name, problem or "complete") for name, problem in problems.items()])
+    print_table(["file", "state"], [(name, problem or "complete") for name, problem in problems.items()])
     if lacking := sum(map(bool, problems.values())):
         print(f"no submission yet: {lacking} of the {len(problems)} files are not complete")
     else:
@@ -196,7 +197,7 @@ def merge(
             done[0] = percent
 
         report = write_merged(opened, out, dtype, verify, batches, advance)
-    _table(["merged", str(out)], report.rows())
+    print_table(["merged", str(out)], report.rows())
 
 
 @app.command()
@@ -212,7 +213,7 @@ def export(
 
     opened = open_run(run, checkpoint, skeleton=True)
     report = write_export(opened, to, out)
-    _table(["exported", str(out)], report.rows())
+    print_table(["exported", str(out)], report.rows())
 
 
 @app.command()
@@ -245,7 +246,7 @@ def plan(
     made = make_plan(loaded, machine, progress)
     if not json_:
         for header, rows in tables(made):
-            _table(header, rows)
+            print_table(header, rows)
             print()
         for sentence in sentences(made):
             print(sentence)
@@ -256,7 +257,7 @@ def plan(
         probe = run_probe(made, progress)
         if not json_:
             print()
-            _table(*measured_rows(probe))
+            print_table(*measured_rows(probe))
     if json_:
         print(json.dumps(json_ready(as_json(made, probe))))
     if problems := refusals(made):
@@ -303,12 +304,46 @@ def init(
     file = out or Path(f"{drafted.name}.yaml")
     save(drafted, file, overwrite)
     if drafted.columns:
-        _table(drafted.columns[0], drafted.columns[1:])
+        print_table(drafted.columns[0], drafted.columns[1:])
     for note in drafted.notes:
         print(f"note: {note}")
     print(f"written: {file}; next:")
     for command in ("lorakit plan {}", "lorakit train {} --smoke", "lorakit train {}"):
         print("  " + command.format(quote(str(file))))
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Whose metrics: glue, e2e, wikisql, samsum.")],
+    *,
+    predictions: Annotated[Path, typer.Option(help="What was said: lines, or the task's own format.")],
+    references: Annotated[Path, typer.Option(help="The official file to compare it with.")],
+    subset: Annotated[str | None, typer.Option(help="Of glue: mnli, sst2, mrpc, cola, …")] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="Of wikisql: the tables; default: NAME.tables.jsonl beside the references.")
+    ] = None,
+    db: Annotated[Path | None, typer.Option(help="Of wikisql: the database, for execution accuracy.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """The official metrics of anybody's predictions, from files alone."""
+    import json
+
+    from lorakit.report import metric_rows
+    from lorakit.runtime import json_ready
+    from lorakit.scoring import SCORERS
+    from lorakit.scoring.base import Files
+
+    if task not in SCORERS:
+        raise RecipeError(f"{task}: there is nothing to score such a task; there are {', '.join(SCORERS)}")
+    found = SCORERS[task](Files(predictions, references, subset, tables, db))
+    if json_:
+        said = {"task": task, "subset": subset, "metrics": found.values, "notes": found.notes, "rows": found.rows}
+        print(json.dumps(json_ready(said)))
+        return
+    print_table(*metric_rows({subset or task: found.values}))
+    for note in found.notes:
+        print(note)
+    print(f"scored: {found.rows} predictions")
 
 
 @app.command()
@@ -336,29 +371,11 @@ def _show_report(run: Path) -> None:
 
     report = json.loads((run / "report.json").read_text())
     header, rows = metric_rows(report["metrics"])
-    _table(header, rows)
-    _table(["run", str(run)], summary_rows(report))
+    print_table(header, rows)
+    print_table(["run", str(run)], summary_rows(report))
     if line := paper_line(report):
         print(line)
     print(f"report: {run / 'report.html'}")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on a terminal; aligned plain columns in a pipe."""
-    if sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        shown = Table(*header, box=box.SIMPLE_HEAD)
-        for row in rows:
-            shown.add_row(*map(str, row))
-        Console(highlight=False).print(shown)
-        return
-    lines = [list(map(str, line)) for line in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -370,17 +387,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LorakitError as error:
         if debug:
             traceback.print_exc()
-        _print_errors(error.problems, error.prefix)
+        print_errors(error.problems, error.prefix)
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             traceback.print_exc()
         hint = "" if debug else "; --debug shows where"
-        _print_errors((f"unexpected {type(error).__name__}: {error}{hint}",), LorakitError.prefix)
+        print_errors((f"unexpected {type(error).__name__}: {error}{hint}",), LorakitError.prefix)
         sys.exit(1)
-
-
-def _print_errors(problems: Sequence[str], prefix: str) -> None:
-    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-    for problem in problems:
-        print(f"{red}{prefix}{problem}{plain}", file=sys.stderr)

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from lorakit.choices import likelihoods
 from lorakit.data.batches import Limit, by_length
-from lorakit.data.collate import collate
+from lorakit.data.collate import Batch, collate
 from lorakit.data.encode import Encoded, encode, end_ids, prompt_ids
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row, TextRow, distinct_prompts
 from lorakit.errors import RecipeError
@@ -126,7 +127,8 @@ class Evaluation:
         if not self.quick:
             return self
         scores = task.score(rows, self.predictions)
-        return replace(self, metrics=self.metrics | scores.values, notes=scores.notes, quick=False)
+        loss = {name: value for name, value in self.metrics.items() if name == "loss"}
+        return replace(self, metrics=loss | scores.values, notes=scores.notes, quick=False)
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,9 @@ def predict(subject: Subject, task: Task, data: SplitData, settings: Generate | 
 def _forward(
     subject: Subject, data: SplitData, progress: Progress, keep: bool
 ) -> tuple[float, int, dict[int, torch.Tensor]]:
-    """Summed loss, targets, and (if asked) each row's logits."""
+    """Summed loss, targets, and (if asked) each row's logits; of choices their log-likelihoods."""
+    if isinstance(data.rows[0], ChoiceRow):
+        return _likelihoods(subject, data, progress)
     outputs: dict[int, torch.Tensor] = {}
     total, count = 0.0, 0
     items, targets = data.encoded.items, data.encoded.targets
@@ -264,6 +268,19 @@ def _forward(
                 outputs |= {items[i].row: row for i, row in zip(group, logits.cpu(), strict=True)}
             bar.advance(len(group))
     return total, count, outputs
+
+
+def _likelihoods(subject: Subject, data: SplitData, progress: Progress) -> tuple[float, int, dict[int, torch.Tensor]]:
+    items = data.encoded.items
+    rows = [row for row in data.rows if isinstance(row, ChoiceRow)]
+
+    def logits(batch: Batch) -> torch.Tensor:
+        return subject.objective(subject.model, batch.to(subject.device))[1]
+
+    with progress.bar(f"evaluate {data.name}", len(items)) as bar:
+        found = likelihoods(rows, items, subject.tokenizer, logits, BATCH, bar.advance)
+    outputs = {item.row: torch.tensor(one.choices, dtype=torch.float64) for item, one in zip(items, found, strict=True)}
+    return -sum(one.learned for one in found), int(data.encoded.targets.sum()), outputs
 
 
 def _generations(subject: Subject, rows: Sequence[Row], settings: Generate, progress: Progress) -> list[Prediction]:
@@ -287,9 +304,9 @@ def records(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) 
         ]
     result = []
     for row, prediction in zip(rows, predictions, strict=True):
-        assert isinstance(row, TextRow)
-        record: dict[str, Any] = {"text": row.text}
-        if row.pair is not None:
+        assert isinstance(row, TextRow | ChoiceRow)
+        record: dict[str, Any] = {"text": row.prompt if isinstance(row, ChoiceRow) else row.text}
+        if isinstance(row, TextRow) and row.pair is not None:
             record["pair"] = row.pair
         record["prediction"] = _named(task, prediction)
         if row.label is not None:

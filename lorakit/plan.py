@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from lorakit.data.batches import Lengths, Limit, steps_per_epoch
+from lorakit.data.rows import ChoiceRow
 from lorakit.errors import DataError
 from lorakit.evaluate import BATCH, SplitData, read_split, resolve_precision, token_limit
 from lorakit.fit import Change, Situation, changes, need_of_rows, rows_that_fit
@@ -23,6 +24,7 @@ from lorakit.outline import Outline, offline, outline
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import available_memory
+from lorakit.tasks.base import Task
 from lorakit.training.optim import build_optimizer, total_steps
 from lorakit.training.setup import first_limit
 
@@ -213,8 +215,19 @@ def _split(recipe: Recipe, name: str, data: SplitData | None) -> SplitPlan:
 def _longest_row(recipe: Recipe, train: SplitData | None, width: int) -> Shape:
     """One row of the greatest length, with as many targets as any row has."""
     if train is None:
-        return Shape(1, width, width if recipe.task.head == "generation" else 1)
+        return Shape(1, width, _most_targets(recipe.task, width))
     return Shape(1, int(train.encoded.lengths.max()), int(train.encoded.targets.max()))
+
+
+def _most_targets(task: Task, width: int) -> int:
+    """What a row of this width has to learn at most, where neither the rows nor the tokenizer are known."""
+    if task.head != "generation":
+        return 1
+    if task.kind == "generation":
+        return width
+    row = task.sample(1, seed=0)[0]
+    assert isinstance(row, ChoiceRow)
+    return min(width, max(len(word.encode()) for word in row.choices) + 1)  # no token is shorter than a byte
 
 
 def _settled(recipe: Recipe, limit: Limit, need: Callable[[int], int], capacity: int) -> Limit:

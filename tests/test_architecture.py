@@ -22,6 +22,7 @@ LAYERS = (
     "yamltree",
     "recipe_errors",
     "progress",
+    "console",
     "arch",
     "targets",
     "configs",

@@ -18,7 +18,7 @@ from lorakit.recipe import load
 from lorakit.tiny import make_tiny_base
 
 Tiny = Callable[[str], Path]
-COMMANDS = ["train", "eval", "predict", "merge", "export", "plan", "init", "report", "schema"]
+COMMANDS = ["train", "eval", "predict", "merge", "export", "plan", "init", "report", "score", "schema"]
 
 
 class Cli:

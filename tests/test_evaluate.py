@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from lorakit.data.encode import encode
-from lorakit.data.rows import ChatRow, CompletionRow, Message, TextRow
+from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, TextRow
 from lorakit.errors import DataError, RecipeError
 from lorakit.evaluate import (
+    Part,
     SplitData,
     Subject,
     evaluate,
@@ -26,6 +27,7 @@ from lorakit.evaluate import (
     token_limit,
     write_records,
 )
+from lorakit.metrics import LACKING, TEXT_METRICS
 from lorakit.model import Base, Head, prepare
 from lorakit.objective import objective
 from lorakit.progress import Silent
@@ -39,8 +41,8 @@ CPU = torch.device("cpu")
 
 
 def subject(base: Path, task: Task, smoothing: float = 0.0) -> Subject:
-    prepared = prepare(Base(base=str(base)), [], Head(task.kind, task.labels), seed=0)
-    loss = objective(task.kind, prepared.model, smoothing)
+    prepared = prepare(Base(base=str(base)), [], Head(task.head, task.labels), seed=0)
+    loss = objective(task.head, prepared.model, smoothing)
     return Subject(prepared.model, prepared.tokenizer, loss, CPU)
 
 
@@ -108,7 +110,48 @@ def test_regression_and_unlabelled(tiny: Tiny) -> None:
     assert "label" not in hidden.records[0]
 
 
-def test_generation_equals_a_loop(tiny: Tiny) -> None:
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_choices_equal_a_loop(one_thread: None, tmp_path: Path, model_type: str) -> None:
+    """The loss is over word and end token, as of a completion; the class is the likeliest word's."""
+    task = Glue(subset="mnli", format="prompt", words=["no", "so", "we"], template="{text} {pair}")
+    of = subject(make_tiny_base(model_type, tmp_path / "base", seed=2, initializer_range=0.5), task, smoothing=0.3)
+    rows = [task.wording.row((row.text, row.pair), row.label) for row in texts((1, 0, 2, 1, 0, 1, 0, 0, 2))]
+    of.model.train()
+    found = evaluate(of, task, split(of, rows), None, Silent())
+    assert of.model.training, "the mode is put back"
+
+    of.model.eval()
+    scores, losses, count = [], [], 0
+    for row in rows:
+        of_words = [_log_p(of, row.prompt, of.tokenizer(word)["input_ids"]) for word in row.choices]
+        target = [*of.tokenizer(row.choices[row.label])["input_ids"], of.tokenizer.eos_token_id]
+        scores.append(of_words)
+        losses.append(-_log_p(of, row.prompt, target))
+        count += len(target)
+    assert found.predictions == [max(range(3), key=of_words.__getitem__) for of_words in scores]
+    assert len(set(found.predictions)) > 1
+    hits = [p == row.label for p, row in zip(found.predictions, rows, strict=True)]
+    assert found.metrics == {
+        "loss": pytest.approx(sum(losses) / count, rel=1e-5),
+        "accuracy": pytest.approx(sum(hits) / 9),
+    }
+    named = task.labels[found.predictions[2]]
+    assert found.records[2] == {"text": rows[2].prompt, "prediction": named, "label": "contradiction"}
+
+    hidden = [ChoiceRow(row.prompt, row.choices) for row in rows]
+    blind = predict(of, task, split(of, hidden, "test"), None, Silent())
+    assert (blind.predictions, blind.metrics) == (found.predictions, {})
+    assert set(blind.records[0]) == {"text", "prediction"}
+
+
+def _log_p(of: Subject, prompt: str, target: list[int]) -> float:
+    ids = of.tokenizer(prompt)["input_ids"]
+    with torch.no_grad():
+        logits = of.model(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1]
+    return -float(F.cross_entropy(logits, torch.tensor(target), reduction="sum"))
+
+
+def test_generation_equals_a_loop(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two references for the first prompt: one prediction; the loss is over all rows and their end tokens."""
     task = E2E()
     of = subject(tiny("gpt2"), task, smoothing=0.3)
@@ -118,7 +161,7 @@ def test_generation_equals_a_loop(tiny: Tiny) -> None:
         CompletionRow("name : A", " A place named A .", "eos"),
     ]
     data = split(of, rows)
-    found = evaluate(of, task, data, Generate(max_new_tokens=5), Silent())
+    found = evaluate(of, task, data, Generate(max_new_tokens=5), Silent(), Part(quick=True))
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:
@@ -128,7 +171,13 @@ def test_generation_equals_a_loop(tiny: Tiny) -> None:
             total += float(F.cross_entropy(logits, torch.tensor(target), reduction="sum"))
             count += len(target)
     assert found.metrics["loss"] == pytest.approx(total / count, rel=1e-5)
-    assert set(found.metrics) == {"loss", "bleu"}
+    assert set(found.metrics) == {"loss", "bleu", "nist", "nist_perl"}
+    for name in task.slow_metrics:
+        monkeypatch.setitem(TEXT_METRICS, name, lambda *_: 0.5)
+        monkeypatch.setitem(LACKING, name, lambda: None)
+    whole = found.complete(task, rows)
+    assert list(whole.metrics) == ["loss", *task.metrics] and whole.complete(task, rows) is whole
+    assert {name: whole.metrics[name] for name in found.metrics} == found.metrics
     assert [(record["prompt"], record["references"]) for record in found.records] == [
         ("name : A", ["Some A .", "A place named A ."]),
         ("name : A | area : old docks", ["B"]),

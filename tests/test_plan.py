@@ -133,6 +133,18 @@ def test_missing_rows_have_no_invented_count(tiny: Tiny, tmp_path: Path) -> None
     assert planned(file, "train.epochs=null", "train.steps=7").steps == 7
 
 
+def test_a_decoder_that_is_asked_learns_few_tokens(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither rows nor tokenizer are known, a word is taken to be at most as many tokens as bytes."""
+    monkeypatch.chdir(tmp_path)
+    task = {"name": "glue", "subset": "mnli", "path": "nowhere", "format": "prompt", "max_length": 60}
+    task |= dict.fromkeys(("kind", "train", "validation"), "absent")
+    plan = planned(recipe_file(tmp_path, tiny("llama"), task=task))
+    assert (plan.splits[0].rows, plan.steps, plan.parameters["head"]) == (392_702, 2 * 49_088, 0)
+    largest = plan.phases[0].shape
+    assert largest is not None
+    assert (largest.width, largest.targets) == (60, largest.rows * (len(" Neither") + 1))
+
+
 def test_limits_hold_for_official_counts_too() -> None:
     assert shipped("roberta_mnli", "task.limit={train: 1000}").splits[0].rows == 1000
 

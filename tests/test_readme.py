@@ -112,11 +112,13 @@ def test_every_command_of_the_readme_works(
 ) -> None:
     found = commands(README.read_text())
     names = {words[0] for words in found}
-    assert {"init", "plan", "train", "eval", "merge", "export", "predict", "report"} <= names
+    assert {"init", "plan", "train", "eval", "merge", "export", "predict", "report", "score"} <= names
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     write_mrpc(tmp_path / "data/glue/MRPC")
     write_reviews(tmp_path / "reviews.csv")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/MRPC.tsv").write_text("index\tprediction\n" + "".join(f"{i}\t{i % 2}\n" for i in range(12)))
     base = tiny("bert")  # type: ignore[operator]
     for run in sorted({word for words in found for word in words[1:] if word.startswith("runs/")}):
         finished_run(tmp_path / "data/glue", base, tmp_path / run)

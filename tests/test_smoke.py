@@ -6,10 +6,12 @@ import torch
 from small_runs import expected_files, files, recipe_file, report, small_recipe
 
 from lorakit.checkpoint import open_run
+from lorakit.data.rows import distinct_prompts
 from lorakit.errors import ModelError
 from lorakit.progress import Silent
 from lorakit.recipe import dump, load
 from lorakit.smoke import made_up, model_type_of, smoke, smoke_recipe
+from lorakit.tasks import E2E
 
 Tiny = Callable[[str], Path]
 
@@ -51,6 +53,19 @@ def test_made_up_rows_need_no_file(tmp_path: Path, tiny: Tiny) -> None:
     assert len(task.labels) == 2
 
 
+def test_metrics_that_start_java_are_left_out() -> None:
+    assert set(made_up(E2E()).not_computed()) == {"meteor", "rouge_l", "cider"}
+    rows = made_up(E2E()).load("validation").rows
+    scores = made_up(E2E()).score(rows, [""] * len(distinct_prompts(rows)))
+    assert set(scores.values) == {"bleu", "nist", "nist_perl"}
+
+
+@pytest.mark.parametrize(("select", "expected"), [("bleu", "bleu"), ("meteor", None)])
+def test_a_metric_that_is_left_out_chooses_no_step(tmp_path: Path, select: str, expected: str | None) -> None:
+    recipe = load(Path(__file__).parents[1] / "recipes/gpt2_medium_e2e.yaml", [f"train.select={select}"])
+    assert smoke_recipe(recipe, tmp_path).train.select == expected
+
+
 def test_architecture_of_known_and_local_bases(tiny: Tiny) -> None:
     assert model_type_of("FacebookAI/roberta-base", None) == "roberta"
     assert model_type_of(str(tiny("llama")), None) == "llama"
@@ -77,6 +92,17 @@ def test_a_smoke_run_trains_saves_and_merges(tmp_path: Path, tiny: Tiny, base: s
     trained = [tensor for name, tensor in state.items() if name.endswith(".B")]
     assert trained
     assert all(torch.count_nonzero(tensor) for tensor in trained), "B starts at zero, so it has moved"
+
+
+@pytest.mark.parametrize(("base", "subset"), [("gpt2", "mnli"), ("llama", "sst2")])
+def test_a_decoder_that_is_asked(tmp_path: Path, tiny: Tiny, base: str, subset: str) -> None:
+    task = {"name": "glue", "subset": subset, "format": "prompt"}
+    task |= dict.fromkeys(("kind", "train", "validation"), "absent")
+    recipe = small_recipe(tmp_path, tiny(base), task=task, train={"init_from": {"run": "runs/not_here"}})
+    found = smoke(recipe, tmp_path / "scratch", tmp_path / "run", Silent())
+    assert (found["steps"], found["kind"], found["parameters"]["head"]) == (2, "classification", 0)
+    assert "accuracy" in found["metrics"]["validation"]
+    assert (tmp_path / "scratch/merged/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(("base", "kind"), [("roberta", "regression"), ("gpt2", "completion")])

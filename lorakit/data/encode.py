@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
+from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, Row, TextRow
 from lorakit.errors import DataError
 
 IGNORE = -100
@@ -26,8 +26,9 @@ class Item:
 
     Args:
         input_ids: (seq,).
-        labels: (seq,) token ids, IGNORE where nothing is learned; or () the class index or number of a text row (IGNORE
-            for one without a label, whose loss means nothing and is not counted by `evaluate`).
+        labels: (seq,) token ids, IGNORE where nothing is learned (everywhere in a choice without a label); or () the
+            class index or number of a text row (IGNORE for one without a label, whose loss means nothing and is not
+            counted by `evaluate`).
         token_type_ids: (seq,), for models that tell a pair's halves apart.
         row: Index of the row it came from.
     """
@@ -83,7 +84,7 @@ def encode(
         progress: Called with the number of rows done.
 
     Raises:
-        DataError: No row is left, or a chat template cannot show what the assistant said.
+        DataError: No row is left, a chat template cannot show what the assistant said, or choices cannot be told apart.
     """
     items: list[Item] = []
     truncated = 0
@@ -111,6 +112,8 @@ Piece = tuple[Ids, NDArray[Any], Ids | None] | None
 def _encode_chunk(rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[tuple[Piece, bool]]:
     if isinstance(rows[0], TextRow):
         return _encode_texts([row for row in rows if isinstance(row, TextRow)], tokenizer, max_length)
+    if isinstance(rows[0], ChoiceRow):
+        return _encode_choices([row for row in rows if isinstance(row, ChoiceRow)], tokenizer, max_length)
     return [_fit(*_tokens(row, tokenizer), tokenizer, max_length) for row in rows]
 
 
@@ -127,6 +130,48 @@ def _encode_texts(rows: list[TextRow], tokenizer: Any, max_length: int) -> list[
         segment = None if types is None else np.asarray(types[index], dtype=np.int32)
         result.append(((ids, label, segment), len(whole[index]) > len(ids)))
     return result
+
+
+def _encode_choices(rows: list[ChoiceRow], tokenizer: Any, max_length: int) -> list[tuple[Piece, bool]]:
+    """Prompt, the right word (without a label the first), end of sequence; the prompt leaves room for any word.
+
+    So what the model is shown of a prompt does not depend on the label.
+    """
+    words = {choices: choice_ids(choices, tokenizer) for choices in {row.choices for row in rows}}
+    prompts = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
+    result: list[tuple[Piece, bool]] = []
+    for row, ids in zip(rows, prompts, strict=True):
+        longest = max(len(word) for word in words[row.choices])
+        room = max_length - longest - 1
+        if room < 2:  # the beginning-of-sequence token, and one of the prompt
+            raise DataError(f"max_length: {max_length} tokens leave no room for a prompt before a word of {longest}")
+        whole = _opened(list(ids), tokenizer)
+        prompt = cut_front(whole, len(whole) - room, tokenizer)
+        target = [*words[row.choices][row.label or 0], _eos(tokenizer)]
+        learned = [IGNORE] * len(target) if row.label is None else target
+        labels = np.asarray([IGNORE] * len(prompt) + learned, dtype=np.int64)
+        piece = (np.asarray(prompt + target, dtype=np.int32), labels, None)
+        result.append((piece, len(prompt) < len(whole)))
+    return result
+
+
+def choice_ids(choices: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Tokens of the words that name classes.
+
+    Raises:
+        DataError: A word has no tokens, or its tokens begin another's, which could then never be the likelier one.
+    """
+    words = [_plain(tokenizer, choice) for choice in choices]
+    for choice, word in zip(choices, words, strict=True):
+        if not word:
+            raise DataError(f"the word {choice.strip()!r} has no tokens in this base's tokenizer; choose another")
+        for other, longer in zip(choices, words, strict=True):
+            if other != choice and longer[: len(word)] == word:
+                raise DataError(
+                    f"in this base's tokenizer the word {other.strip()!r} begins with all tokens of "
+                    f"{choice.strip()!r}, so it could never be the likelier one; choose other words"
+                )
+    return words
 
 
 def _tokens(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -209,10 +254,14 @@ def _eos(tokenizer: Any) -> int:
 
 
 def _prompt_tokens(row: CompletionRow, tokenizer: Any) -> list[int]:
-    ids: list[int] = list(tokenizer(row.prompt, verbose=False)["input_ids"])
+    return _opened(list(tokenizer(row.prompt, verbose=False)["input_ids"]), tokenizer, row.separator)
+
+
+def _opened(ids: list[int], tokenizer: Any, separator: str | None = None) -> list[int]:
+    """A tokenised prompt as something follows it."""
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # a tokenizer that closes every text would end the prompt before its completion
-    if row.separator == "eos":
+    if separator == "eos":
         return [*ids, _eos(tokenizer)]
     return ids or [_eos(tokenizer)]  # the first token of a target needs one before it: an empty prompt opens a document
 

@@ -126,13 +126,17 @@ def read_json(path: Path) -> Iterator[Record]:
         yield Record(f"{path}, row {number}", cells)
 
 
-def read_csv(path: Path) -> Iterator[Record]:
+def read_csv(path: Path, delimiter: str = ",") -> Iterator[Record]:
     """Comma-separated values with a header; quoted cells may hold commas, doubled quotes and line breaks.
+
+    Args:
+        path: The file.
+        delimiter: Another character in the place of the comma.
 
     Raises:
         DataError: The file cannot be read, its quoting is broken, or a row has more or fewer cells than the header.
     """
-    reader = csv.reader((line for _, line in _decoded(path)), strict=True)
+    reader = csv.reader((line for _, line in _decoded(path)), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1
     while True:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.runtime import size_text
 
-RAW = {"loss", "nist", "cider"}
+RAW = {"loss", "nist", "nist_perl", "cider"}
 """Metrics that are printed as they are; the others are 0 to 1 and printed times 100, as the paper does."""
 
 

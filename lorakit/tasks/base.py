@@ -43,10 +43,12 @@ class Scores:
     Args:
         values: The metrics, 0 to 1 unless their definition says otherwise; nan where one is undefined.
         notes: For people: what was not computed and why, what was counted on the way.
+        rows: Predictions that were scored; None where the task does not say.
     """
 
     values: dict[str, float]
     notes: tuple[str, ...] = ()
+    rows: int | None = None
 
 
 class Task(Section):
@@ -167,14 +169,14 @@ class Task(Section):
             assert len(references) == len(predictions), f"{len(predictions)} texts for {len(references)} prompts"
             if not all(references):
                 raise DataError("a prompt has no reference to be scored against; `predict` needs none")
-            texts = [str(text) for text in predictions]
-            return Scores({name: TEXT_METRICS[name](references, texts) for name in names}, notes)
+            values, failures = _text_metrics(names, references, [str(text) for text in predictions])
+            return Scores(values, notes + failures, len(predictions))
         assert len(rows) == len(predictions), f"{len(predictions)} predictions for {len(rows)} rows"
         labels = [row.label for row in rows if isinstance(row, TextRow | ChoiceRow) and row.label is not None]
         if len(labels) < len(rows):
             raise DataError("these rows have no labels to be scored against; `predict` needs none")
-        values = [float(value) for value in predictions]
-        return Scores({name: LABEL_METRICS[name](labels, values) for name in names}, notes)
+        numbers = [float(value) for value in predictions]
+        return Scores({name: LABEL_METRICS[name](labels, numbers) for name in names}, notes, len(numbers))
 
     def gather(self, split: str, rows: Iterable[Row | Dropped], revision: str | None = None) -> Split:
         """Take rows up to `limit`, and count those left out on the way.
@@ -209,6 +211,20 @@ class Task(Section):
         """
         if split not in self.splits:
             raise DataError(f"{self.name}: there is no split `{split}`; choose from {', '.join(self.splits)}")
+
+
+def _text_metrics(
+    names: Sequence[str], references: Sequence[Sequence[str]], texts: Sequence[str]
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Values, and notes on metrics whose program failed: a run of hours must not end without its report for that."""
+    values: dict[str, float] = {}
+    failures = []
+    for name in names:
+        try:
+            values[name] = TEXT_METRICS[name](references, texts)
+        except DataError as error:
+            failures.append(f"{name}: not computed: {error}")
+    return values, tuple(failures)
 
 
 def known_fields(given: Mapping[str, object], allowed: Sequence[str], where: str) -> Record:

@@ -64,8 +64,8 @@ class E2E(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """BLEU, which equals the official script's."""
-        return ("bleu",)
+        """Those of the official script in its order, then NIST as the script gives it by default, with Perl."""
+        return "bleu", "nist", "meteor", "rouge_l", "cider", "nist_perl"
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -2,93 +2,31 @@ r"""GLUE (Wang et al. 2018): nine tasks in the official zip's layout or from the
 
 task: {name: glue, subset: mnli, path: data/glue}   # data/glue holds CoLA/, SST-2/, MNLI/, ...
 task: {name: glue, subset: mnli}                    # from the hub
+task: {name: glue, subset: mnli, format: prompt}    # asked of a decoder: lorakit/tasks/glue_prompts.py
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import ValidationInfo, field_validator
 
 from lorakit.data.hub import HubSource, load_split
 from lorakit.data.readers import Record, read_lines, shown
 from lorakit.data.rows import Row, TextRow
 from lorakit.errors import DataError
 from lorakit.tasks.base import Dropped, Kind, Prediction, Split, Task, known_fields
+from lorakit.tasks.glue_corpora import CORPORA, OFFICIAL_ROWS, Corpus
+from lorakit.tasks.glue_prompts import WORDINGS, Wording, check_template, check_words
 from lorakit.tasks.glue_submission import HEADER, TEST_SETS, file_of
 from lorakit.tasks.made_up import text_rows
 
 REPOSITORY = "nyu-mll/glue"
+DISAGREED = "label -: the annotators did not agree"
 GRADES = (0.0, 5.0)
 """STS-B's scores, lowest and highest."""
 _COLA_HEADER = ("source", "label", "mark", "sentence")  # CoLA's train and dev files have no header of their own
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """One GLUE task.
-
-    Args:
-        folder: In the official zip.
-        columns: Of the text and, where there is one, its pair, in the official files.
-        label: Column of the label there.
-        labels: Names of the classes, in the order of the hub's ids.
-        spelled: The same as the official files and submissions spell them.
-        metrics: The paper's first.
-        hub_columns: As `columns`, on the hub.
-    """
-
-    folder: str
-    columns: tuple[str, ...]
-    label: str
-    labels: tuple[str, ...]
-    spelled: tuple[str, ...]
-    metrics: tuple[str, ...] = ("accuracy",)
-    hub_columns: tuple[str, ...] = ("sentence1", "sentence2")
-
-
-_NLI = ("entailment", "not_entailment")
-CORPORA = {
-    "mnli": Corpus(
-        "MNLI",
-        ("sentence1", "sentence2"),
-        "gold_label",
-        ("entailment", "neutral", "contradiction"),
-        ("entailment", "neutral", "contradiction"),
-        hub_columns=("premise", "hypothesis"),
-    ),
-    "sst2": Corpus("SST-2", ("sentence",), "label", ("negative", "positive"), ("0", "1"), hub_columns=("sentence",)),
-    "mrpc": Corpus(
-        "MRPC",
-        ("#1 String", "#2 String"),
-        "Quality",
-        ("not_equivalent", "equivalent"),
-        ("0", "1"),
-        ("accuracy", "f1"),
-    ),
-    "cola": Corpus(
-        "CoLA",
-        ("sentence",),
-        "label",
-        ("unacceptable", "acceptable"),
-        ("0", "1"),
-        ("matthews",),
-        hub_columns=("sentence",),
-    ),
-    "qnli": Corpus("QNLI", ("question", "sentence"), "label", _NLI, _NLI, hub_columns=("question", "sentence")),
-    "qqp": Corpus(
-        "QQP",
-        ("question1", "question2"),
-        "is_duplicate",
-        ("not_duplicate", "duplicate"),
-        ("0", "1"),
-        ("accuracy", "f1"),
-        hub_columns=("question1", "question2"),
-    ),
-    "rte": Corpus("RTE", ("sentence1", "sentence2"), "label", _NLI, _NLI),
-    "stsb": Corpus("STS-B", ("sentence1", "sentence2"), "score", ("score",), (), ("pearson", "spearman")),
-    "wnli": Corpus("WNLI", ("sentence1", "sentence2"), "label", ("not_entailment", "entailment"), ("0", "1")),
-}
 _FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 _MNLI_FILES = {
     "train": "train.tsv",
@@ -97,18 +35,6 @@ _MNLI_FILES = {
     "test": "test_matched.tsv",
     "test_mismatched": "test_mismatched.tsv",
 }
-OFFICIAL_ROWS = {
-    "cola": (8551, 1043, 1063),
-    "sst2": (67349, 872, 1821),
-    "mrpc": (3668, 408, 1725),
-    "stsb": (5749, 1500, 1379),
-    "qqp": (363846, 40430, 390965),
-    "mnli": (392702, 9815, 9796),
-    "qnli": (104743, 5463, 5463),
-    "rte": (2490, 277, 3000),
-    "wnli": (635, 71, 146),
-}
-"""Of train, validation (MNLI: matched) and test."""
 _DIAGNOSTIC_FILES = ("diagnostic/diagnostic.tsv", "AX.tsv")  # as the usual download script names it; as the site does
 
 
@@ -124,6 +50,46 @@ class Glue(Task):
     """Which of the nine tasks."""
     path: str | None = None
     """The folder that holds the official folders CoLA/, SST-2/, MRPC/, STS-B/, QQP/, MNLI/, …; null: from the hub."""
+    format: Literal["head", "prompt"] = "head"
+    """head: a classification head on the model; prompt: a decoder is asked in words, and the likeliest of a few words
+    is its answer."""
+    template: str | None = None
+    """With `format: prompt`, the question, which names {text} and, where rows are pairs, {pair}; null: the subset's."""
+    words: list[str] | None = None
+    """With `format: prompt`, the answers, one word per class in the order of the labels; null: the subset's."""
+
+    @field_validator("format")
+    @classmethod
+    def _has_classes(cls, given: str, info: ValidationInfo) -> str:
+        if given == "prompt" and info.data.get("subset") == "stsb":
+            raise ValueError("stsb is a regression: its scores are no classes that words could name; use head")
+        return given
+
+    @field_validator("template", "words")
+    @classmethod
+    def _asks(cls, given: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        if given is None or "subset" not in info.data or "format" not in info.data:
+            return given
+        if info.data["format"] == "head":
+            raise ValueError("a head is asked nothing: add format: prompt, or remove this")
+        corpus = CORPORA[info.data["subset"]]
+        if isinstance(given, str):
+            check_template(given, pairs=len(corpus.columns) == 2)
+        else:
+            check_words(given, corpus.labels)
+        return given
+
+    def resolve(self) -> "Glue":
+        """The template and the words written down."""
+        if self.format == "head":
+            return self
+        return self.model_copy(update={"template": self.wording.template, "words": list(self.wording.words)})
+
+    @property
+    def wording(self) -> Wording:
+        """How a row is asked with `format: prompt`."""
+        usual = WORDINGS[self.subset]
+        return Wording(self.template or usual.template, tuple(self.words or usual.words))
 
     @property
     def corpus(self) -> Corpus:
@@ -134,6 +100,11 @@ class Glue(Task):
     def kind(self) -> Kind:
         """Regression for STS-B, classification else."""
         return "regression" if self.subset == "stsb" else "classification"
+
+    @property
+    def head(self) -> Kind:
+        """A language model's, where it is asked in words."""
+        return "generation" if self.format == "prompt" else self.kind
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -171,12 +142,37 @@ class Glue(Task):
         rows = (self._hub_row(cells, f"{source}, row {n}") for n, cells in enumerate(read.rows, start=1))
         return self.gather(split, rows, read.revision)
 
+    def read_labelled(self, file: Path) -> Iterator[Row | Dropped]:
+        """The rows of an official file with labels, wherever it lies; in the place of others, why they are left out.
+
+        Raises:
+            DataError: It is missing, empty or malformed; names the line.
+        """
+        return self._rows("validation", self._official(file, labelled=True))
+
+    def label_of(self, record: Record, column: str) -> int | float:
+        """The class, or STS-B's score, that a cell spells as official files and submissions do.
+
+        Raises:
+            DataError: It is none; names the line and the allowed ones.
+        """
+        spelled = self.corpus.spelled
+        if self.subset == "stsb":
+            return record.number(column)
+        text = record.text(column)
+        if text not in spelled:
+            raise DataError(f"{record.where}: `{column}` must be one of {', '.join(spelled)}, but is {shown(text)}")
+        return spelled.index(text)
+
     def sample(self, count: int, seed: int) -> list[Row]:
         """Made-up rows with this subset's labels, pairs where it has pairs."""
         labels = [float(grade) for grade in range(6)] if self.subset == "stsb" else range(len(self.labels))
-        return text_rows(count, seed, labels, pair=len(self.corpus.columns) == 2)
+        rows = text_rows(count, seed, labels, pair=len(self.corpus.columns) == 2)
+        if self.format == "head":
+            return rows
+        return [self._row((row.text, row.pair or ""), row.label) for row in rows if isinstance(row, TextRow)]
 
-    def from_input(self, given: Mapping[str, object] | str, where: str) -> TextRow:
+    def from_input(self, given: Mapping[str, object] | str, where: str) -> Row:
         """`text` (and `pair`), or the official or the hub's columns; of a plain line, a tab ends the pair's first half.
 
         Raises:
@@ -187,11 +183,11 @@ class Glue(Task):
             texts = [given] if count == 1 else given.split("\t")
             if len(texts) != count:
                 raise DataError(f"{where}: {self.subset} compares two texts: write a tab between them, and no other")
-            return _text_row(texts)
+            return self._row(texts)
         spellings = (("text", "pair")[:count], self.corpus.columns, self.corpus.hub_columns)
         names = next((columns for columns in spellings if columns[0] in given), spellings[0])
         record = known_fields(given, names, where)
-        return _text_row([record.text(name) for name in names])
+        return self._row([record.text(name) for name in names])
 
     def submission(self, split: str, predictions: Sequence[Prediction]) -> tuple[str, str] | None:
         """The file for gluebenchmark.com; None for splits whose labels are public.
@@ -273,8 +269,11 @@ class Glue(Task):
         if self.subset == "mrpc" and not (folder / _FILES[split]).exists():
             return _original_mrpc(folder, split)
         file = folder / (_MNLI_FILES if self.subset == "mnli" else _FILES)[split]
-        header = _COLA_HEADER if self.subset == "cola" and split != "test" else None
-        return _read(file, header, drop_broken=self.subset == "qqp" and split != "test")
+        return self._official(file, labelled=_labelled(split))
+
+    def _official(self, file: Path, labelled: bool) -> Iterator[Record | Dropped]:
+        header = _COLA_HEADER if self.subset == "cola" and labelled else None
+        return _read(file, header, drop_broken=self.subset == "qqp" and labelled)
 
     def _rows(self, split: str, records: Iterator[Record | Dropped]) -> Iterator[Row | Dropped]:
         for record in records:
@@ -283,31 +282,31 @@ class Glue(Task):
                 continue
             texts = [record.text(column) for column in self.corpus.columns]
             if not _labelled(split):
-                yield _text_row(texts)
+                yield self._row(texts)
             elif self.subset == "mnli" and record[self.corpus.label] == "-":
-                yield "label -: the annotators did not agree"
+                yield DISAGREED
             else:
-                yield _text_row(texts, self._label(record))
+                yield self._row(texts, self._label(record))
+
+    def _row(self, texts: Sequence[str], label: int | float | None = None) -> Row:
+        if self.format == "prompt":
+            return self.wording.row(texts, None if label is None else int(label))
+        return TextRow(texts[0], texts[1] if len(texts) == 2 else None, label)
 
     def _label(self, record: Record) -> int | float:
-        column, spelled = self.corpus.label, self.corpus.spelled
-        if self.subset == "stsb":
-            score = record.number(column)
-            if not GRADES[0] <= score <= GRADES[1]:
-                raise DataError(f"{record.where}: `{column}` must be from 0 to 5, but is {score}")
-            return score
-        text = record.text(column)
-        if text not in spelled:
-            raise DataError(f"{record.where}: `{column}` must be one of {', '.join(spelled)}, but is {shown(text)}")
-        return spelled.index(text)
+        column = self.corpus.label
+        label = self.label_of(record, column)
+        if self.subset == "stsb" and not GRADES[0] <= label <= GRADES[1]:
+            raise DataError(f"{record.where}: `{column}` must be from 0 to 5, but is {label}")
+        return label
 
-    def _hub_row(self, cells: dict[str, Any], where: str) -> TextRow:
+    def _hub_row(self, cells: dict[str, Any], where: str) -> Row:
         record = Record(where, cells)
         texts = [record.text(column) for column in self.corpus.hub_columns]
         if record["label"] == -1:  # how the hub marks the hidden labels of test splits
-            return _text_row(texts)
+            return self._row(texts)
         label = record.number("label")
-        return _text_row(texts, label if self.subset == "stsb" else int(label))
+        return self._row(texts, label if self.subset == "stsb" else int(label))
 
 
 def _labelled(split: str) -> bool:
@@ -323,10 +322,6 @@ def _diagnostic_file(path: Path) -> Path:
         f"{path / _DIAGNOSTIC_FILES[0]}: no such file (and no {_DIAGNOSTIC_FILES[1]} in {path}); it is the diagnostic "
         "set, which the MNLI model predicts: download it from gluebenchmark.com/tasks"
     )
-
-
-def _text_row(texts: Sequence[str], label: int | float | None = None) -> TextRow:
-    return TextRow(texts[0], texts[1] if len(texts) == 2 else None, label)
 
 
 def _read(path: Path, header: Sequence[str] | None = None, drop_broken: bool = False) -> Iterator[Record | Dropped]:

@@ -303,7 +303,7 @@ def _select(run: Run, step: int, found: Evaluation) -> bool:
     if run.select == "last":
         run.state.best = Best(step, None, 0)
         return False
-    value = found.metrics[run.select]
+    value = found.metrics.get(run.select, math.nan)  # the program of a metric may have failed
     sign = -1 if run.select == "loss" else 1
     better = (
         best.value is None or sign * value > sign * best.value or (math.isnan(best.value) and not math.isnan(value))
@@ -332,25 +332,27 @@ def _finish(run: Run, signals: StopSignals) -> None:
     """Publish the selected adapter, evaluate it on every validation split, and write the report."""
     step, state = _selected(run)
     load_trainable(run.prepared.model, state, "the selected checkpoint")
-    evaluations = []
+    evaluations: list[Evaluation] = []
+    final: list[Evaluation] = []
     for data in run.validation:
         of_step, found = run.latest.get(data.name, (None, None))
         if found is None or of_step != step:
             with _stoppable(run, signals, save=False):  # the last step is saved; the model holds the selected one now
                 found = _evaluate(run, data, signals)
-        found = found.complete(run.recipe.task, data.rows)
         evaluations.append(found)
-        _tell(run, "final", step, len(data.rows), found)
     if not run.main:
         return
-    for found in evaluations:
-        write_records(run.directory / "predictions" / f"{found.split}.jsonl", found.records)
+    for data, found in zip(run.validation, evaluations, strict=True):
+        whole = found.complete(run.recipe.task, data.rows)  # here and not on every device: it may start Java
+        final.append(whole)
+        _tell(run, "final", step, len(data.rows), whole)
+        write_records(run.directory / "predictions" / f"{whole.split}.jsonl", whole.records)
     published: dict[str, Tensor] = dict(state)
     for method in run.prepared.methods:
         _, out = method.publish(published)
         published = dict(out)
     save_adapter(run.directory / ADAPTER, published, run.provenance)
-    write_report(run.directory, report_of(run, evaluations))
+    write_report(run.directory, report_of(run, final))
 
 
 def _selected(run: Run) -> tuple[int, dict[str, Tensor]]:

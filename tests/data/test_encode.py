@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lorakit.arch import ARCHITECTURES
-from lorakit.data.encode import IGNORE, cut_front, encode, end_ids, prompt_ids
-from lorakit.data.rows import ChatRow, CompletionRow, Message, TextRow
+from lorakit.data.encode import IGNORE, choice_ids, cut_front, encode, end_ids, prompt_ids
+from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, TextRow
 from lorakit.errors import DataError
 from lorakit.tiny import tiny_tokenizer
 
@@ -170,6 +170,54 @@ def test_progress_counts_rows() -> None:
     seen: list[int] = []
     encode([CompletionRow("a", "b")] * 2300, bytes_tokenizer(), 9, seen.append)
     assert seen == [1000, 1000, 300]
+
+
+# --- choices
+
+
+def test_choice_is_a_completion_by_the_right_word() -> None:
+    tokenizer = bytes_tokenizer(bos="<s>")
+    choices = (" yes", " maybe")
+    items = encode([ChoiceRow("so?", choices, label) for label in (0, 1, None)], tokenizer, 64).items
+    for item, word in zip(items, choices, strict=False):
+        same = encode([CompletionRow("so?", word)], tokenizer, 64).items[0]
+        assert item.input_ids.tolist() == same.input_ids.tolist()
+        assert item.labels.tolist() == same.labels.tolist()
+    assert items[2].input_ids.tolist() == items[0].input_ids.tolist(), "without a label the first word stands in"
+    assert set(items[2].labels.tolist()) == {IGNORE}
+    assert [item.input_ids.dtype for item in items] == [np.int32] * 3
+
+
+def test_prompt_of_choices_loses_its_front_by_the_longest_word() -> None:
+    tokenizer = bytes_tokenizer(bos="<s>")
+    rows = [ChoiceRow("abcdef", ("x", "yyy"), label) for label in (0, 1)] + [ChoiceRow("f", ("x", "yyy"), 0)]
+    encoded = encode(rows, tokenizer, 7)
+    assert [tokenizer.decode(item.input_ids) for item in encoded.items] == [
+        "<s>efx<|endoftext|>",
+        "<s>efyyy<|endoftext|>",
+        "<s>fx<|endoftext|>",
+    ]
+    assert [learned(tokenizer, item) for item in encoded.items] == [
+        f"{word}<|endoftext|>" for word in ("x", "yyy", "x")
+    ]
+    assert (encoded.truncated, encoded.dropped) == (2, {})
+    with pytest.raises(DataError, match="5 tokens leave no room for a prompt before a word of 3$"):
+        encode(rows, tokenizer, 5)
+
+
+def test_empty_prompt_of_choices_opens_a_document() -> None:
+    tokenizer = bytes_tokenizer()
+    item = encode([ChoiceRow("", ("a", "b"), 1)], tokenizer, 9).items[0]
+    assert tokenizer.decode(item.input_ids) == "<|endoftext|>b<|endoftext|>"
+
+
+def test_choices_that_cannot_be_told_apart() -> None:
+    tokenizer = bytes_tokenizer(merges=[("n", "o"), ("no", "t")])
+    assert [tokenizer.decode(word) for word in choice_ids(("no", "not"), tokenizer)] == ["no", "not"]
+    with pytest.raises(DataError, match="the word 'nowhere' begins with all tokens of 'no', so it could never be the"):
+        encode([ChoiceRow("p", ("nowhere", "not", "no"), 0)], tokenizer, 9)
+    with pytest.raises(DataError, match="the word '' has no tokens"):
+        choice_ids(("a", ""), tokenizer)
 
 
 # --- conversations

@@ -4,6 +4,7 @@ import pytest
 
 from lorakit.data.rows import CompletionRow, TextRow
 from lorakit.errors import DataError
+from lorakit.metrics import LACKING, TEXT_METRICS
 from lorakit.tasks import E2E, TASKS, Glue
 
 
@@ -63,3 +64,19 @@ def test_rows_without_labels_cannot_be_scored() -> None:
 def test_prompts_without_references_cannot_be_scored() -> None:
     with pytest.raises(DataError, match="no reference to be scored against"):
         E2E().score([CompletionRow("a", " x"), CompletionRow("b", None)], ["x", "y"])
+
+
+def test_a_metric_whose_program_fails_or_is_not_here_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object, __: object) -> float:
+        raise DataError("java: METEOR failed: it ended")
+
+    monkeypatch.setitem(TEXT_METRICS, "meteor", fails)
+    for name, value in (("rouge_l", 0.25), ("cider", 2.5)):
+        monkeypatch.setitem(TEXT_METRICS, name, lambda _, __, value=value: value)
+    monkeypatch.setitem(LACKING, "meteor", lambda: None)
+    monkeypatch.setitem(LACKING, "rouge_l", lambda: None)
+    monkeypatch.setitem(LACKING, "cider", lambda: "java not found")
+    found = E2E().score([CompletionRow("a", " x y z w")], ["x y z w"])
+    assert list(found.values) == ["bleu", "nist", "rouge_l", "nist_perl"]
+    assert found.notes == ("cider: not computed: java not found", "meteor: not computed: java: METEOR failed: it ended")
+    assert list(E2E().score([CompletionRow("a", " x")], ["x"], quick=True).values) == ["bleu", "nist", "nist_perl"]

@@ -7,6 +7,7 @@ import pytest
 from lorakit.data import hub
 from lorakit.data.rows import CompletionRow, distinct_prompts
 from lorakit.errors import DataError
+from lorakit.metrics import LACKING
 from lorakit.tasks import e2e
 from lorakit.tasks.e2e import E2E, prompt
 
@@ -119,9 +120,22 @@ def test_hub_failure_names_the_download(monkeypatch) -> None:
 
 def test_score_takes_one_text_per_prompt() -> None:
     rows = [CompletionRow("p", " a b c d e"), CompletionRow("q", " v w x y z"), CompletionRow("p", " a b c d f")]
-    assert E2E().score(rows, ["a b c d f", "V W X Y Z"]).values == {"bleu": pytest.approx(1.0)}
+    found = E2E().score(rows, ["a b c d f", "V W X Y Z"], quick=True)
+    assert found.values["bleu"] == pytest.approx(1.0) and found.rows == 2
+    assert set(found.values) == {"bleu", "nist", "nist_perl"}, "without those that Java computes"
     with pytest.raises(AssertionError):
         E2E().score(rows, ["a", "b", "c"])
+
+
+def test_metrics_of_the_official_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert E2E().metrics == ("bleu", "nist", "meteor", "rouge_l", "cider", "nist_perl")
+    assert E2E().slow_metrics == {"meteor", "rouge_l", "cider"}
+    reason = "java not found: install a Java runtime (8 or newer)"
+    for name in E2E().slow_metrics:
+        monkeypatch.setitem(LACKING, name, lambda: reason)
+    found = E2E().score([CompletionRow("p", " a b c d e")], ["a b c d e"])
+    assert set(found.values) == {"bleu", "nist", "nist_perl"}
+    assert set(found.notes) == {f"{name}: not computed: {reason}" for name in E2E().slow_metrics}
 
 
 def test_sample() -> None:
@@ -161,5 +175,8 @@ def test_real_systems_score_as_the_official_script_says(system: str) -> None:
     task = E2E(path=str(SHARED / "data/e2e"))
     with (SHARED / f"golden/e2e/systems/{system}.tsv").open(encoding="utf-8", newline="") as file:
         outputs = [row["output"] for row in csv.DictReader(file, delimiter="\t")]
-    bleu = task.score(task.load("test").rows, outputs).values["bleu"]
-    assert bleu == pytest.approx(expected[f"{system}.tsv"]["python_mode_-p"]["BLEU"], abs=1e-12)
+    found = task.score(task.load("test").rows, outputs, quick=True).values
+    official = expected[f"{system}.tsv"]
+    assert found["bleu"] == pytest.approx(official["python_mode_-p"]["BLEU"], abs=1e-12)
+    assert found["nist"] == pytest.approx(official["python_mode_-p"]["NIST"], abs=1e-9)
+    assert found["nist_perl"] == pytest.approx(official["nist_perl_formula"], abs=1e-9)
