@@ -1,10 +1,12 @@
 import json
 import math
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from sacrebleu import corpus_bleu
 
-from lorakit.metrics.nist import _tokens, nist, nist_perl
+from lorakit.metrics.nist import _penalty, _tokens, nist, nist_perl
 
 GOLDEN = Path(__file__).parents[2] / "../shared/golden/e2e"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden/e2e is absent")
@@ -82,3 +84,34 @@ def test_official_values(name: str) -> None:
     predictions = [" ".join(tokens) for tokens in golden["sys"]]
     assert nist(references, predictions) == pytest.approx(python, abs=1e-9)
     assert nist_perl(references, predictions) == pytest.approx(perl, abs=1e-9)
+
+
+@needs_golden
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_counts_behind_the_official_values(name: str) -> None:
+    """What BLEU and NIST divide: n-gram hits, lengths of texts and references, and the penalties of both modes."""
+    golden = json.loads((GOLDEN / f"tokenized/{name}.mteval.json").read_text(encoding="utf-8"))
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    exact = expected["example_inputs"]["exact"] if name == "example" else expected[f"{name}_exact"]
+    said, references = golden["sys"], golden["refs"]
+    assert (len(said), sum(map(len, references))) == (exact["n"], exact["n_refs"])
+
+    streams = [[" ".join(t) if t else None for t in stream] for stream in zip_longest(*references)]
+    found = corpus_bleu([" ".join(tokens) for tokens in said], streams, lowercase=True, tokenize="none")
+    assert (found.counts, found.totals) == (exact["bleu_hits"], exact["bleu_cand_lens"])
+    assert found.ref_len == exact["bleu_ref_len"] and found.score / 100 == pytest.approx(exact["BLEU_py"], abs=1e-9)
+
+    mean = sum(sum(map(len, several)) / len(several) for several in references)
+    assert sum(map(len, said)) == exact["NIST_sys_len"]
+    assert mean == pytest.approx(exact["NIST_avg_ref_len"], abs=1e-6)
+    if name != "example":
+        system = expected["systems_vs_testset_w_refs.csv"][name.replace("_test", ".tsv")]
+        tokens = sum(len(tokens) for several in references for tokens in several)
+        perl = tokens * len(said) / exact["n_refs"]
+        assert (system["n_outputs"], system["n_refs"], system["sys_len"]) == (
+            len(said),
+            exact["n_refs"],
+            exact["NIST_sys_len"],
+        )
+        assert _penalty(system["sys_len"], mean) == pytest.approx(system["nist_lp_python"], abs=1e-9)
+        assert _penalty(system["sys_len"], perl) == pytest.approx(system["nist_lp_perl"], abs=1e-9)
