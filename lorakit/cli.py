@@ -335,7 +335,9 @@ def score(
 
     if task not in SCORERS:
         raise RecipeError(f"{task}: there is nothing to score such a task; there are {', '.join(SCORERS)}")
-    found = SCORERS[task](Files(predictions, references, subset, tables, db))
+    with _progress(quiet=not sys.stdout.isatty()).bar("score", 1, "files") as bar:
+        found = SCORERS[task](Files(predictions, references, subset, tables, db))
+        bar.advance()
     if json_:
         said = {"task": task, "subset": subset, "metrics": found.values, "notes": found.notes, "rows": found.rows}
         print(json.dumps(json_ready(said)))

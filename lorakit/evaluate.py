@@ -21,7 +21,7 @@ from lorakit.objective import Objective
 from lorakit.progress import Progress
 from lorakit.recipe import Generate, Recipe
 from lorakit.runtime import write_atomic
-from lorakit.tasks.base import Prediction, Task
+from lorakit.tasks.base import Prediction, Scores, Task
 
 BATCH = Limit(rows=64, tokens=8192)
 
@@ -122,11 +122,11 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     quick: bool = False
 
-    def complete(self, task: Task, rows: Sequence[Row]) -> "Evaluation":
+    def complete(self, task: Task, rows: Sequence[Row], progress: Progress) -> "Evaluation":
         """With the slow metrics: of the same predictions."""
         if not self.quick:
             return self
-        scores = task.score(rows, self.predictions)
+        scores = _scores(task, rows, self.predictions, progress)
         loss = {name: value for name, value in self.metrics.items() if name == "loss"}
         return replace(self, metrics=loss | scores.values, notes=scores.notes, quick=False)
 
@@ -232,10 +232,22 @@ def evaluate(
     metrics = {"loss": total / count} if count else {}
     notes: tuple[str, ...] = ()
     if data.labelled:
-        scores = task.score(data.rows, predictions, quick=part.quick)
+        scores = _scores(task, data.rows, predictions, progress, part.quick)
         metrics, notes = metrics | scores.values, scores.notes
     quick = part.quick and bool(task.slow_metrics)
     return Evaluation(data.name, metrics, predictions, records(task, data.rows, predictions), notes, quick)
+
+
+def _scores(
+    task: Task, rows: Sequence[Row], predictions: Sequence[Prediction], progress: Progress, quick: bool = False
+) -> Scores:
+    """The task's metrics, with a bar where some of them are slow."""
+    if quick or not task.slow_metrics - set(task.not_computed()):
+        return task.score(rows, predictions, quick=quick)
+    with progress.bar("score", len(predictions), "predictions") as bar:
+        scores = task.score(rows, predictions)
+        bar.advance(len(predictions))
+    return scores
 
 
 def predict(subject: Subject, task: Task, data: SplitData, settings: Generate | None, progress: Progress) -> Evaluation:

@@ -175,8 +175,8 @@ def test_generation_equals_a_loop(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
     for name in task.slow_metrics:
         monkeypatch.setitem(TEXT_METRICS, name, lambda *_: 0.5)
         monkeypatch.setitem(LACKING, name, lambda: None)
-    whole = found.complete(task, rows)
-    assert list(whole.metrics) == ["loss", *task.metrics] and whole.complete(task, rows) is whole
+    whole = found.complete(task, rows, Silent())
+    assert list(whole.metrics) == ["loss", *task.metrics] and whole.complete(task, rows, Silent()) is whole
     assert {name: whole.metrics[name] for name in found.metrics} == found.metrics
     assert [(record["prompt"], record["references"]) for record in found.records] == [
         ("name : A", ["Some A .", "A place named A ."]),

@@ -343,7 +343,9 @@ def _finish(run: Run, signals: StopSignals) -> None:
     if not run.main:
         return
     for data, found in zip(run.validation, evaluations, strict=True):
-        whole = found.complete(run.recipe.task, data.rows)  # here and not on every device: it may start Java
+        whole = found.complete(
+            run.recipe.task, data.rows, run.progress
+        )  # here and not on every device: it may start Java
         final.append(whole)
         _tell(run, "final", step, len(data.rows), whole)
         write_records(run.directory / "predictions" / f"{whole.split}.jsonl", whole.records)
