@@ -335,7 +335,7 @@ def score(
 
     if task not in SCORERS:
         raise RecipeError(f"{task}: there is nothing to score such a task; there are {', '.join(SCORERS)}")
-    with _progress(quiet=not sys.stdout.isatty()).bar("score", 1, "files") as bar:
+    with _progress(quiet=json_ or not sys.stdout.isatty()).bar("score", 1, "task") as bar:
         found = SCORERS[task](Files(predictions, references, subset, tables, db))
         bar.advance()
     if json_:

@@ -15,7 +15,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         shown = Table(*header, box=box.SIMPLE_HEAD)
         for row in rows:
             shown.add_row(*map(str, row))
-        Console(highlight=False).print(shown)
+        # no markup: a model may have written [/b]
+        Console(highlight=False, markup=False, emoji=False).print(shown)
         return
     lines = [list(map(str, line)) for line in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]

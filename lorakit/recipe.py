@@ -77,9 +77,9 @@ else:
 class Generate(Section):
     """How text is generated when a task that generates is evaluated, and by `predict`."""
 
-    beams: PositiveInt = 1
+    beams: Annotated[int, Field(ge=1, le=100)] = 1
     """Texts that are followed up at each step; 1: greedy."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
     """Beam search ranks texts by log-probability / length ** length_penalty: above 0 favours long ones."""
     no_repeat_ngram: NonNegativeInt = 0
     """Never generate the same n-gram twice; the prompt does not count (as in the authors' code); 0: off."""

@@ -128,3 +128,11 @@ def test_a_smoke_run_needs_no_network_and_no_package(tmp_path: Path, monkeypatch
     torch.set_num_threads(1)
     file = recipe_file(tmp_path, Path("unused"), model={"base": "meta-llama/Llama-3.1-8B"})
     assert smoke(load(file), tmp_path / "scratch", tmp_path / "run", Silent())["steps"] == 2
+
+
+def test_words_that_only_the_real_tokenizer_can_tell_apart(tmp_path: Path) -> None:
+    """To bytes, `Not sure` begins with `No`; the real base has a token for each."""
+    override = "task={name: glue, subset: mnli, format: prompt, words: [Yes, Not sure, No]}"
+    recipe = load(Path(__file__).parents[1] / "recipes/smollm2_mnli.yaml", [override])
+    report = smoke(recipe, tmp_path / "scratch", tmp_path / "run", Silent())
+    assert report["steps"] == 2

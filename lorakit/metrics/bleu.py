@@ -17,4 +17,4 @@ def bleu(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> flo
 
     assert len(references) == len(predictions) and all(references), "every prediction needs a reference"
     streams = [list(stream) for stream in zip_longest(*references)]  # sacrebleu takes None where a reference is missing
-    return float(corpus_bleu(list(predictions), streams, lowercase=True, tokenize="13a").score) / 100
+    return float(corpus_bleu(list(predictions), streams, lowercase=True, tokenize="13a", force=True).score) / 100

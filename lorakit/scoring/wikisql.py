@@ -22,7 +22,7 @@ def score(files: Files) -> Scores:
         DataError: A file is missing or malformed, or there are more or fewer predictions than questions.
     """
     files.refuse("wikisql", "subset")
-    tables = files.tables or files.references.with_suffix(".tables.jsonl")
+    tables = files.tables or files.references.parent / f"{files.references.stem}.tables.jsonl"
     if files.tables is None and not tables.is_file():
         raise DataError(f"{tables}: there is no such file; name the tables of these questions with --tables")
     questions = [question for question, _ in read_questions(files.references, tables)]

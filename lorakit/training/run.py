@@ -240,10 +240,19 @@ def _evaluate_and_save(run: Run, step: int, ends_epoch: bool, signals: StopSigna
 
 
 def _evaluate(run: Run, data: SplitData, signals: StopSignals, limit: int | None = None) -> Evaluation:
-    """Evaluate the model as it is; leaves at once when a signal has come."""
-    watched = _Watched(run.progress, signals.check)
-    quick = run.select not in run.recipe.task.slow_metrics
-    found = evaluate(run.subject, run.recipe.task, data, run.recipe.generate, watched, Part(limit, quick))
+    """Evaluate the model as it is; leaves at once when a signal has come.
+
+    All devices go on with the main one's metrics: one that chose another step, or lost patience earlier, would leave
+    the others waiting.
+    """
+    watched, task = _Watched(run.progress, signals.check), run.recipe.task
+    found = evaluate(run.subject, task, data, run.recipe.generate, watched, Part(limit, quick=True))
+    if run.select in task.slow_metrics and run.main:  # not on every device: it starts Java
+        found = found.complete(task, data.first(limit).rows, watched)
+    if run.trainee.accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        found = replace(found, metrics=broadcast_object_list([found.metrics])[0])
     run.trainee.model.train()
     return found
 
@@ -343,9 +352,7 @@ def _finish(run: Run, signals: StopSignals) -> None:
     if not run.main:
         return
     for data, found in zip(run.validation, evaluations, strict=True):
-        whole = found.complete(
-            run.recipe.task, data.rows, run.progress
-        )  # here and not on every device: it may start Java
+        whole = found.complete(run.recipe.task, data.rows, run.progress)
         final.append(whole)
         _tell(run, "final", step, len(data.rows), whole)
         write_records(run.directory / "predictions" / f"{whole.split}.jsonl", whole.records)
