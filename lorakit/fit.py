@@ -127,7 +127,9 @@ def _cut(batches: Batches, width: int) -> Batches:
         return Shape(shape.rows, min(width, shape.width), min(shape.targets, shape.rows * width))
 
     generation = None if batches.generation is None else cut(batches.generation)
-    return Batches([cut(s) for s in batches.training], True, [cut(s) for s in batches.evaluation[:1]], generation)
+    return Batches(
+        [cut(s) for s in batches.training], True, [cut(s) for s in batches.evaluation[:1]], generation, batches.known
+    )
 
 
 def _simulate(found: Situation, variant: Recipe) -> Simulation:

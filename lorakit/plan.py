@@ -257,6 +257,7 @@ def _batches(recipe: Recipe, data: dict[str, SplitData], limit: Limit, row: Shap
         rows < size,
         [Shape(count, row.width, row.targets * count)],
         generation,
+        known=False,
     )
 
 

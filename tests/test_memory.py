@@ -10,6 +10,7 @@ from torch import nn
 
 from lorakit.checkpoint import head_of
 from lorakit.data.collate import Batch
+from lorakit.forecast import KERNEL, Batches, forecast
 from lorakit.generate import generate
 from lorakit.ledger import Ledger, fake_copy
 from lorakit.lengths import Shape
@@ -188,3 +189,19 @@ def test_tied_weights_are_copied_as_tied(tiny: Tiny) -> None:
     copied = fake_copy(model, FakeTensorMode())
     assert copied[0].weight is copied[1].weight
     assert copied[0].weight is not model[0].weight
+
+
+def test_kernels_of_16_bits_grow_with_the_sizes_of_batches(tiny: Tiny, tmp_path: Path) -> None:
+    found, _ = simulation(small_recipe(tmp_path, tiny("llama"), "completion"), "bfloat16")
+    matrices = len({parameter.shape for parameter in found.model.parameters() if parameter.ndim == 2})
+
+    def kept(count: int, known: bool = True, of: Simulation = found) -> int:
+        batches = Batches([Shape(4, 8 + n, 4) for n in range(count)], False, [Shape(4, 8, 4)], known=known)
+        phases = {phase.name: phase.parts.get("kernels", 0) for phase in forecast(of, batches)}
+        assert phases["evaluation"] == phases["training"] and not phases["saving"]
+        return phases["training"]
+
+    assert kept(2) == 2 * (2 * matrices + 1) * KERNEL
+    assert kept(300) == kept(1, known=False) == 1024 * KERNEL
+    wide, _ = simulation(small_recipe(tmp_path, tiny("llama"), "completion"))
+    assert kept(300, of=wide) == 0
