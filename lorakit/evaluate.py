@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
+from lorakit.arch import max_tokens
 from lorakit.choices import likelihoods
 from lorakit.data.batches import Limit, by_length
 from lorakit.data.collate import Batch, collate
-from lorakit.data.encode import Encoded, encode, end_ids, prompt_ids
+from lorakit.data.encode import Encoded, cut_front, encode, end_ids, prompt_ids
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row, TextRow, distinct_prompts
 from lorakit.errors import RecipeError
 from lorakit.generate import generate
@@ -83,6 +84,11 @@ class Subject:
     objective: Objective
     device: torch.device
     precision: str = "float32"
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest input that the model has positions for."""
+        return max_tokens(self.model.config)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model computes."""
@@ -226,7 +232,7 @@ def evaluate(
         total, count, outputs = _forward(subject, whole, progress, keep=task.kind != "generation")
         if task.kind == "generation":
             assert settings is not None
-            predictions = _generations(subject, data.rows, settings, progress)
+            predictions = _generations(subject, task, data.rows, settings, progress)
         else:
             predictions = [_prediction(task, outputs[i]) for i in range(len(data.rows))]
     metrics = {"loss": total / count} if count else {}
@@ -256,7 +262,7 @@ def predict(subject: Subject, task: Task, data: SplitData, settings: Generate | 
         return evaluate(subject, task, data, settings, progress)
     assert settings is not None
     with subject.evaluating():
-        predictions = _generations(subject, data.rows, settings, progress)
+        predictions = _generations(subject, task, data.rows, settings, progress)
     return Evaluation(data.name, {}, predictions, records(task, data.rows, predictions))
 
 
@@ -295,9 +301,17 @@ def _likelihoods(subject: Subject, data: SplitData, progress: Progress) -> tuple
     return -sum(one.learned for one in found), int(data.encoded.targets.sum()), outputs
 
 
-def _generations(subject: Subject, rows: Sequence[Row], settings: Generate, progress: Progress) -> list[Prediction]:
-    tokenizer = subject.tokenizer
-    prompts = [prompt_ids(row, tokenizer) for row, _ in distinct_prompts(rows)]
+def _generations(
+    subject: Subject, task: Task, rows: Sequence[Row], settings: Generate, progress: Progress
+) -> list[Prediction]:
+    """One text per distinct prompt; prompts are cut as in training, and by what the model has positions for."""
+    tokenizer, limit = subject.tokenizer, token_limit(task, subject)
+    whole = [prompt_ids(row, tokenizer) for row, _ in distinct_prompts(rows)]
+    prompts = [cut_front(prompt, len(prompt) - limit, tokenizer) for prompt in whole]
+    if cut := sum(len(prompt) > limit for prompt in whole):
+        progress.say(
+            f"generate: {cut:,} of {len(whole):,} prompts lose their front: they have more than {limit:,} tokens"
+        )
     with progress.bar("generate", len(prompts), "prompts") as bar:
         return list(generate(subject.model, tokenizer, prompts, settings, bar.advance, end_ids(rows[0], tokenizer)))
 

@@ -30,7 +30,7 @@ from lorakit.evaluate import (
 from lorakit.metrics import LACKING, TEXT_METRICS
 from lorakit.model import Base, Head, prepare
 from lorakit.objective import objective
-from lorakit.progress import Silent
+from lorakit.progress import Plain, Silent
 from lorakit.recipe import Generate
 from lorakit.tasks import E2E, Custom, Glue
 from lorakit.tasks.base import Task
@@ -188,6 +188,19 @@ def test_generation_equals_a_loop(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
     blind = predict(of, task, split(of, hidden, "test"), Generate(max_new_tokens=5), Silent())
     assert (blind.predictions, blind.metrics) == (found.predictions, {})
     assert [record["references"] for record in blind.records] == [[], []]
+
+
+def test_prompts_are_cut_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = E2E(max_length=24)
+    of = subject(make_tiny_base("gpt2", tmp_path / "base", initializer_range=0.3), task)
+    text = "name : A | area : old docks | near : B"
+    long, short = CompletionRow(text, None), CompletionRow(text[-24:], None)
+    data = split(of, [long, short], "test")
+    found = predict(of, task, data, Generate(max_new_tokens=5), Plain())
+    assert found.predictions[0] == found.predictions[1]
+    whole = predict(of, E2E(max_length=99), data, Generate(max_new_tokens=5), Silent())
+    assert whole.predictions[1] == found.predictions[1] and whole.predictions[0] != found.predictions[0]
+    assert capsys.readouterr().out == "generate: 1 of 2 prompts lose their front: they have more than 24 tokens\n"
 
 
 def test_chat_records_show_the_conversation(tiny: Tiny, tmp_path: Path) -> None:
