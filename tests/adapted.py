@@ -51,7 +51,7 @@ def open_adapted(
         live = prepare(section, methods, head, seed=0, skeleton=True)
         load_trainable(live.model, state, "test")
     recipe = SimpleNamespace(
-        model=section, task=SimpleNamespace(kind=kind, labels=head.labels), train=SimpleNamespace(seed=0)
+        model=section, task=SimpleNamespace(kind=kind, head=kind, labels=head.labels), train=SimpleNamespace(seed=0)
     )
     return Opened(Path("run"), cast(Any, recipe), live, state)
 
