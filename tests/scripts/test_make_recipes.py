@@ -135,3 +135,22 @@ def test_gpt2(size: str) -> None:
     assert (train.warmup.steps, train.max_grad_norm, train.label_smoothing) == (500, None, 0.1)
     assert found.paper is not None
     assert (found.paper.value, found.paper.std, found.paper.tolerance) == (70.4, 0.1, 1.9)
+    assert found.generate is not None
+    assert (found.generate.beams, found.generate.length_penalty, found.generate.no_repeat_ngram) == (10, 0.9, 4)
+
+
+@pytest.mark.parametrize("base", ["smollm2", "llama3_8b"])
+@pytest.mark.parametrize(
+    ("task", "length", "value"), [("wikisql", 384, 74.0), ("mnli", 768, 91.6), ("samsum", 2048, 53.4)]
+)
+def test_the_setup_of_gpt3(base: str, task: str, length: int, value: float) -> None:
+    """Appendix D.4, table 12; LoRA with 37.7M parameters in table 4."""
+    found = recipe(f"{base}_{task}")
+    train, (method,) = found.train, found.method
+    assert (train.epochs, train.batch_size, train.lr, train.weight_decay) == (2, 128, 2e-4, 0.1)
+    assert train.warmup is not None and (train.warmup.tokens, train.schedule) == (250_000, "linear")
+    assert (method.model_dump()["rank"], method.model_dump()["targets"]) == (8, ["q", "v"])
+    assert (found.task.max_length, found.task.kind) == (length, "classification" if task == "mnli" else "generation")
+    assert found.task.head == "generation"
+    assert found.paper is not None
+    assert (found.paper.source, found.paper.value, found.paper.tolerance) == ("Table 4", value, None)
