@@ -108,8 +108,7 @@ def evaluate(
     if json_:
         print(json.dumps(json_ready({"split": split, "metrics": found.metrics, "notes": found.notes})))
         return
-    header, rows = metric_rows({split: found.metrics})
-    print_table(header, rows)
+    print_table(*metric_rows({split: found.metrics}))
     for note in found.notes:
         print(note)
     print(f"predictions: {file}")
@@ -369,14 +368,14 @@ def _progress(quiet: bool = False) -> "Progress":
 def _show_report(run: Path) -> None:
     import json
 
-    from lorakit.report import metric_rows, paper_line, summary_rows
+    from lorakit.report import metric_rows, note_lines, paper_line, summary_rows
 
     report = json.loads((run / "report.json").read_text())
-    header, rows = metric_rows(report["metrics"])
-    print_table(header, rows)
+    print_table(*metric_rows(report["metrics"]))
     print_table(["run", str(run)], summary_rows(report))
-    if line := paper_line(report):
-        print(line)
+    for line in (*note_lines(report), paper_line(report)):
+        if line:
+            print(line)
     print(f"report: {run / 'report.html'}")
 
 

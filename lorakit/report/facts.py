@@ -39,6 +39,11 @@ def paper_line(report: dict[str, Any]) -> str | None:
     )
 
 
+def note_lines(report: dict[str, Any]) -> list[str]:
+    """What the task said beside its metrics: what was not computed and why, what was counted on the way."""
+    return [f"{split}: {note}" for split, notes in report.get("notes", {}).items() for note in notes]
+
+
 def _memory(report: dict[str, Any]) -> str:
     """Measurement beside prediction; what an older report, or a system that does not count, lacks is unknown."""
     found = (report.get("memory_in_use_bytes"), report.get("predicted_memory_bytes"))
@@ -74,5 +79,4 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory above imports", _memory(report)),
         ("adapter", size_text(report["adapter_bytes"])),
         ("device", report["device"]),
-        *((f"note, {split}", note) for split, notes in report.get("notes", {}).items() for note in notes),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorakit.report.blocks import Block, Card, Code, Page, Pictures, Section, Table, Text
 from lorakit.report.curves import chosen_metric, training_curves
-from lorakit.report.facts import metric_rows, paper_line, shown, summary_rows
+from lorakit.report.facts import metric_rows, note_lines, paper_line, shown, summary_rows
 from lorakit.report.results import results
 
 
@@ -72,6 +72,7 @@ def _duration(seconds: float) -> str:
 
 def _metrics(report: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Table(*metric_rows(report["metrics"]))]
+    blocks += map(Text, note_lines(report))
     if line := paper_line(report):
         blocks.append(Text(line))
     if report["select"] != "last":

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorakit.report.facts import metric_rows, paper_line, shown, summary_rows
+from lorakit.report.facts import metric_rows, note_lines, paper_line, shown, summary_rows
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -71,3 +71,13 @@ def test_summary() -> None:
     assert (rows["peak memory"], rows["adapter"]) == ("3.0 MiB", "512.0 KiB")
     bare = dict(summary_rows(report(tokens_per_second=None, truncated={"train": 0}, dropped={})))
     assert (bare["training time"], bare["truncated rows"], bare["dropped rows"]) == ("61.2 s", "none", "none")
+
+
+def test_notes_are_told_with_their_split() -> None:
+    assert note_lines(report()) == [], "a report of before there were notes"
+    notes = {"validation": ["meteor: not computed: java not found", "3 of 9 predictions are no query"], "other": ["x"]}
+    assert note_lines(report(notes=notes)) == [
+        "validation: meteor: not computed: java not found",
+        "validation: 3 of 9 predictions are no query",
+        "other: x",
+    ]
