@@ -9,7 +9,7 @@ WORKERS ?= 2
 
 help:
 	@echo "make demo      install, train SmolLM2 on made-up data, evaluate, merge, export (about 4 min on 2 cores)"
-	@echo "make test      install, make check, and the tests with the two embedded models (about 3 min on 2 cores)"
+	@echo "make test      install, make check, and the tests with the two embedded models (about 6 min on 2 cores)"
 	@echo "make test-all  make test and what is long"
 	@echo "make check     format, lint, types"
 	@echo "make parity    per-step loss and scores beside PEFT (needs ../shared/data)"

@@ -213,6 +213,20 @@ class Task(Section):
             raise DataError(f"{self.name}: there is no split `{split}`; choose from {', '.join(self.splits)}")
 
 
+class TextTask(Task):
+    """A task whose answers are texts."""
+
+    @property
+    def kind(self) -> Kind:
+        """Generation."""
+        return "generation"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """None: text is generated."""
+        return ()
+
+
 def _text_metrics(
     names: Sequence[str], references: Sequence[Sequence[str]], texts: Sequence[str]
 ) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from lorakit.data.hub import HubSource, load_split
 from lorakit.data.readers import Record, read_csv, shown
 from lorakit.data.rows import CompletionRow, Row
 from lorakit.errors import DataError
-from lorakit.tasks.base import Kind, Split, Task, known_fields
+from lorakit.tasks.base import Split, TextTask, known_fields
 
 DOWNLOAD = "https://github.com/tuetschek/e2e-dataset"
 HUB = ("tuetschek/e2e_nlg", "refs/convert/parquet")
@@ -45,22 +45,12 @@ _RENDERED = re.compile(rf"{_PART}( \| {_PART})*")
 _SPACED = re.compile(r"£|(?<=\w)-(?=\w)")
 
 
-class E2E(Task):
+class E2E(TextTask):
     """E2E NLG: one row per reference, rows of one meaning representation are references of one another."""
 
     name: Literal["e2e"] = "e2e"
     path: str | None = None
     """The folder that holds trainset.csv, devset.csv and testset_w_refs.csv (or testset.csv); null: from the hub."""
-
-    @property
-    def kind(self) -> Kind:
-        """Generation."""
-        return "generation"
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """None: text is generated."""
-        return ()
 
     @property
     def metrics(self) -> tuple[str, ...]:

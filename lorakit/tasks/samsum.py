@@ -18,7 +18,7 @@ from lorakit.data.readers import Record, read_json
 from lorakit.data.rows import CompletionRow, Row
 from lorakit.errors import DataError
 from lorakit.metrics.rouge import KINDS
-from lorakit.tasks.base import Dropped, Kind, Prediction, Scores, Split, Task, known_fields
+from lorakit.tasks.base import Dropped, Prediction, Scores, Split, TextTask, known_fields
 from lorakit.tasks.template import parse_template, render
 
 DOWNLOAD = "https://arxiv.org/src/1911.12237v2/anc/corpus.7z"
@@ -28,7 +28,7 @@ _FILES = {"train": "train.json", "validation": "val.json", "test": "test.json"}
 _EMPTY = "empty dialogue"
 
 
-class SAMSum(Task):
+class SAMSum(TextTask):
     """SAMSum: a conversation is to be summed up."""
 
     name: Literal["samsum"] = "samsum"
@@ -46,16 +46,6 @@ class SAMSum(Task):
         if not names:
             raise ValueError("all prompts would be equal: put {dialogue} where the conversation stands")
         return template
-
-    @property
-    def kind(self) -> Kind:
-        """Generation."""
-        return "generation"
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """None: text is generated."""
-        return ()
 
     @property
     def metrics(self) -> tuple[str, ...]:

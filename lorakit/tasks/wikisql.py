@@ -18,7 +18,7 @@ from lorakit.data.readers import Record
 from lorakit.data.rows import CompletionRow, Row, per_row
 from lorakit.errors import DataError
 from lorakit.metrics.wikisql import Predicted, Query, Question, execution, logical_form
-from lorakit.tasks.base import Kind, Prediction, Scores, Split, Task, known_fields
+from lorakit.tasks.base import Prediction, Scores, Split, TextTask, known_fields
 from lorakit.tasks.template import parse_template, render
 from lorakit.tasks.wikisql_files import header_of, parsed, read_questions
 from lorakit.tasks.wikisql_text import column_names
@@ -43,7 +43,7 @@ class Gold:
     database: Path | None = None
 
 
-class WikiSQL(Task):
+class WikiSQL(TextTask):
     """WikiSQL: a question and the columns of one table become an SQL query."""
 
     name: Literal["wikisql"] = "wikisql"
@@ -64,16 +64,6 @@ class WikiSQL(Task):
         if lacking:
             raise ValueError(f"without {{{lacking[0]}}} the model could not know the answer: put it into the template")
         return template
-
-    @property
-    def kind(self) -> Kind:
-        """Generation."""
-        return "generation"
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """None: text is generated."""
-        return ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
