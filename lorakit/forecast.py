@@ -111,9 +111,8 @@ def forecast(simulation: Simulation, batches: Batches, loading: Phase | None = N
         parts = simulation.generate(batches.generation.rows, batches.generation.width)
         phases.append(Phase("generation", parts, batches.generation))
     if not simulation.on_cuda:
-        if simulation.precision != "float32":
-            phases = [_with_kernels(phase, _kernels(simulation, batches)) for phase in phases]
-        phases.append(saving_phase(simulation))
+        kept = _kernels(simulation, batches)
+        phases = [*(_with_kernels(phase, kept) for phase in phases), saving_phase(simulation)]
         phases += [loading] if loading is not None else []
     return sorted(phases, key=lambda phase: -phase.total)
 
@@ -140,22 +139,29 @@ def saving_phase(simulation: Simulation) -> Phase:
     return Phase("saving", {**constant, "copies": constant["trained"] + simulation.optimizer_bytes})
 
 
-def _kernels(simulation: Simulation, batches: Batches) -> int:
-    """Compiled kernels that a run comes to keep: two per matrix and number of tokens, for there and back."""
+def _kernels(simulation: Simulation, batches: Batches | None = None) -> int:
+    """Compiled kernels that a run comes to keep: two per matrix and number of tokens, for there and back.
+
+    Args:
+        simulation: Of the model; none are kept on CUDA, or in float32.
+        batches: Of the run; as many as can be, where they are not known.
+    """
+    if simulation.on_cuda or simulation.precision == "float32":
+        return 0
+    if batches is None or not batches.known:
+        return KERNELS
     matrices = len({parameter.shape for parameter in simulation.model.parameters() if parameter.ndim == 2})
     sizes, targets = {shape.tokens for shape in batches.training}, {shape.targets for shape in batches.training}
-    return min(KERNELS, 2 * (matrices * len(sizes) + len(targets))) if batches.known else KERNELS
+    return min(KERNELS, 2 * (matrices * len(sizes) + len(targets)))
 
 
 def _with_kernels(phase: Phase, kept: int) -> Phase:
-    return Phase(phase.name, {**phase.parts, "kernels": kept * KERNEL}, phase.shape)
+    return Phase(phase.name, {**phase.parts, "kernels": kept * KERNEL}, phase.shape) if kept else phase
 
 
 def training_peak(simulation: Simulation, shape: Shape, accumulating: bool) -> Phase:
     """What one micro-batch needs in training."""
-    phase = Phase("training", simulation.train(shape, accumulating), shape)
-    sixteen_bits_on_cpu = not simulation.on_cuda and simulation.precision != "float32"
-    return _with_kernels(phase, KERNELS) if sixteen_bits_on_cpu else phase
+    return _with_kernels(Phase("training", simulation.train(shape, accumulating), shape), _kernels(simulation))
 
 
 def _heaviest(name: str, simulation: Simulation, found: Sequence[Shape], accumulating: bool = False) -> Phase:

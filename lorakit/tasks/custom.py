@@ -22,7 +22,7 @@ from lorakit.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from lorakit.errors import DataError
 from lorakit.tasks.base import Kind, Split, Task
 from lorakit.tasks.made_up import chat_rows, completion_rows, text_rows
-from lorakit.tasks.template import parse_template, render
+from lorakit.tasks.template import columns_of, render
 
 DataKind = Literal["classification", "regression", "completion", "chat"]
 Role = Literal["text", "pair", "label", "prompt", "target", "messages"]
@@ -88,7 +88,7 @@ class Custom(Task):
     @field_validator("template")
     @classmethod
     def _well_formed(cls, template: str | None) -> str | None:
-        if template is not None and not any(column is not None for _, column in parse_template(template)):
+        if template is not None and not columns_of(template):
             raise ValueError("the template names no column, so all rows would be equal: put {column} into it")
         return template
 
@@ -205,7 +205,7 @@ class Custom(Task):
             return {self._column("messages"): [{"role": "user", "content": line}]}
         names = [self._column(ROLES[self.data_kind][0])]
         if self.template is not None:
-            names = list(dict.fromkeys(column for _, column in parse_template(self.template) if column is not None))
+            names = columns_of(self.template)
         if "pair" in self.columns:
             names.append(self.columns["pair"])
         cells = line.split("\t") if len(names) == 2 and "pair" in self.columns else [line]

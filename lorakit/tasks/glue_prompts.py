@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lorakit.data.readers import Record
 from lorakit.data.rows import ChoiceRow
-from lorakit.tasks.template import parse_template, render
+from lorakit.tasks.template import columns_of, render
 
 _NAMES = ("text", "pair")
 
@@ -60,7 +60,7 @@ def check_template(template: str, pairs: bool) -> None:
     """
     wanted = _NAMES[: 1 + pairs]
     shown = " and ".join(f"{{{name}}}" for name in wanted)
-    named = [name for _, name in parse_template(template) if name is not None]
+    named = columns_of(template)
     strangers = [f"{{{name}}}" for name in named if name not in wanted]
     if strangers:
         raise ValueError(f"{', '.join(strangers)}: a template of this subset names {shown}, and nothing else")

@@ -19,7 +19,7 @@ from lorakit.data.rows import CompletionRow, Row
 from lorakit.errors import DataError
 from lorakit.metrics.rouge import KINDS
 from lorakit.tasks.base import Dropped, Prediction, Scores, Split, TextTask, known_fields
-from lorakit.tasks.template import parse_template, render
+from lorakit.tasks.template import columns_of, render
 
 DOWNLOAD = "https://arxiv.org/src/1911.12237v2/anc/corpus.7z"
 REPOSITORY = "knkarthick/samsum"
@@ -40,7 +40,7 @@ class SAMSum(TextTask):
     @field_validator("template")
     @classmethod
     def _names_the_dialogue(cls, template: str) -> str:
-        names = [column for _, column in parse_template(template) if column is not None]
+        names = columns_of(template)
         if strangers := [name for name in names if name != "dialogue"]:
             raise ValueError(f"{{{strangers[0]}}}: there is only {{dialogue}} to be named")
         if not names:

@@ -35,6 +35,15 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
     return [*parts, (template[start:], None)]
 
 
+def columns_of(template: str) -> list[str]:
+    """The columns that a template names, in its order, each once.
+
+    Raises:
+        ValueError: As `parse_template`.
+    """
+    return list(dict.fromkeys(column for _, column in parse_template(template) if column is not None))
+
+
 def render(template: str, record: Record) -> str:
     """Fill a template with a row's cells; what a cell holds is never looked at for braces.
 

@@ -19,7 +19,7 @@ from lorakit.data.rows import CompletionRow, Row, per_row
 from lorakit.errors import DataError
 from lorakit.metrics.wikisql import Predicted, Query, Question, execution, logical_form
 from lorakit.tasks.base import Prediction, Scores, Split, TextTask, known_fields
-from lorakit.tasks.template import parse_template, render
+from lorakit.tasks.template import columns_of, render
 from lorakit.tasks.wikisql_files import header_of, parsed, read_questions
 from lorakit.tasks.wikisql_text import column_names
 from lorakit.tasks.wikisql_text import render as sql
@@ -57,8 +57,8 @@ class WikiSQL(TextTask):
     @field_validator("template")
     @classmethod
     def _names_its_columns(cls, template: str) -> str:
-        named = {column for _, column in parse_template(template) if column is not None}
-        strangers, lacking = sorted(named - set(COLUMNS)), [name for name in COLUMNS[:2] if name not in named]
+        named = columns_of(template)
+        strangers, lacking = sorted(set(named) - set(COLUMNS)), [name for name in COLUMNS[:2] if name not in named]
         if strangers:
             raise ValueError(f"the template names {', '.join(strangers)}; there are only {', '.join(COLUMNS)}")
         if lacking:
@@ -127,7 +127,7 @@ class WikiSQL(TextTask):
         if isinstance(given, str):
             shape = '{"question": "...", "header": ["...", "..."]}'
             raise DataError(f"{where}: a question needs the columns of its table: write JSON lines such as {shape}")
-        named = any(column == "table" for _, column in parse_template(self.template))
+        named = "table" in columns_of(self.template)
         fields = ["question", "header", *(["table_id"] if named else [])]
         record = known_fields(given, fields, where)
         table = record.text("table_id") if named else ""
