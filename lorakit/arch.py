@@ -38,6 +38,9 @@ class Architecture:
         decoder: Whether it is trained on next tokens (targets default to all-linear) or reads both ways (q, v).
         blocks: Path of the list of blocks, as a suffix: "encoder.layer".
         places: The paper's name → where it is.
+        sublayers: Modules below a block whose outputs are added to the residual stream: the attention's and the MLP's.
+        mlp_norm: Module below a block that normalises the sum behind the MLP; none where norms stand in front (pre-LN).
+        final_norm: The norm behind the last block, from where `blocks` starts; none where blocks end with their own.
         head: Modules that a classification model adds on top of the body; trained whatever the method.
         position_offset: Positions that the model keeps for itself (RoBERTa counts from pad_token_id + 1).
         experts: Whether its MLPs can be mixtures of experts, whose fused weights LoRA does not adapt.
@@ -49,6 +52,9 @@ class Architecture:
     decoder: bool
     blocks: str = ""
     places: dict[str, Place] = field(default_factory=dict)
+    sublayers: tuple[str, str] | None = None
+    mlp_norm: str | None = None
+    final_norm: str | None = None
     head: tuple[str, ...] = ("classifier",)
     position_offset: int = 0
     experts: bool = False
@@ -165,6 +171,10 @@ _NEOX = {
     "down": Place("mlp.dense_4h_to_h"),
 }
 
+_BERT_SUBLAYERS = ("attention.output.dropout", "output.dropout")
+_LLAMA_SUBLAYERS = ("self_attn.o_proj", "mlp")
+_NORMED_SUBLAYERS = ("post_attention_layernorm", "post_feedforward_layernorm")  # normalised again before the sum
+
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 _SHORT = {**_TINY, "max_position_embeddings": 128}
 _GROUPED = {**_SHORT, "num_key_value_heads": 2}
@@ -175,15 +185,19 @@ _ROBERTA = Architecture(
     False,
     "encoder.layer",
     _BERT,
+    _BERT_SUBLAYERS,
+    "output.LayerNorm",
     position_offset=2,
     tiny={**_TINY, "max_position_embeddings": 130, "type_vocab_size": 1},
 )
-_LLAMA_LIKE = Architecture("llama", True, "layers", _LLAMA, head=("score",), tiny=_GROUPED)
+_LLAMA_LIKE = Architecture(
+    "llama", True, "layers", _LLAMA, _LLAMA_SUBLAYERS, final_norm="norm", head=("score",), tiny=_GROUPED
+)
 
 ARCHITECTURES = {
     row.model_type: row
     for row in (
-        Architecture("bert", False, "encoder.layer", _BERT, tiny=_SHORT),
+        Architecture("bert", False, "encoder.layer", _BERT, _BERT_SUBLAYERS, "output.LayerNorm", tiny=_SHORT),
         _ROBERTA,  # PhoBERT too
         replace(_ROBERTA, model_type="xlm-roberta"),
         replace(_ROBERTA, model_type="camembert"),
@@ -192,6 +206,8 @@ ARCHITECTURES = {
             False,
             "encoder.layer",
             _DEBERTA,
+            _BERT_SUBLAYERS,
+            "output.LayerNorm",
             head=("pooler", "classifier"),
             optional=(
                 "cls_dropout",
@@ -218,16 +234,28 @@ ARCHITECTURES = {
             False,
             "transformer.layer",
             _DISTILBERT,
+            ("attention.out_lin", "ffn"),
+            "output_layer_norm",
             head=("pre_classifier", "classifier"),
             tiny={"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 128},
         ),
         # Its first block attends globally, the others locally; the pre-trained `head` is part of the base's files.
-        Architecture("modernbert", False, "layers", _MODERNBERT, tiny={**_SHORT, "local_attention": 8}),
+        Architecture(
+            "modernbert",
+            False,
+            "layers",
+            _MODERNBERT,
+            ("attn", "mlp"),
+            final_norm="final_norm",
+            tiny={**_SHORT, "local_attention": 8},
+        ),
         Architecture(
             "gpt2",
             True,
             "h",
             _GPT2,
+            ("attn.resid_dropout", "mlp.dropout"),
+            final_norm="ln_f",
             head=("score",),
             tiny={"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 128},
         ),
@@ -236,6 +264,8 @@ ARCHITECTURES = {
             True,
             "decoder.layers",
             _OPT,
+            ("self_attn.out_proj", "fc2"),  # the dropouts behind them are no modules
+            final_norm="decoder.final_layer_norm",  # opt-350m has none
             head=("score",),
             tiny={
                 "hidden_size": 64,
@@ -246,16 +276,27 @@ ARCHITECTURES = {
                 "max_position_embeddings": 128,
             },
         ),
-        Architecture("gpt_neox", True, "layers", _NEOX, head=("score",), tiny=_SHORT),
+        Architecture(
+            "gpt_neox",
+            True,
+            "layers",
+            _NEOX,
+            ("post_attention_dropout", "post_mlp_dropout"),
+            final_norm="final_layer_norm",
+            head=("score",),
+            tiny=_SHORT,
+        ),
         _LLAMA_LIKE,  # SmolLM and SmolLM2 too
         replace(_LLAMA_LIKE, model_type="smollm3"),
         replace(_LLAMA_LIKE, model_type="mistral", tiny={**_GROUPED, "sliding_window": 8}),
         replace(_LLAMA_LIKE, model_type="qwen2"),
         replace(_LLAMA_LIKE, model_type="qwen3", tiny=_WIDE),
         replace(_LLAMA_LIKE, model_type="gemma", tiny=_WIDE),
-        replace(_LLAMA_LIKE, model_type="gemma2", tiny={**_WIDE, "sliding_window": 8}),
-        replace(_LLAMA_LIKE, model_type="gemma3_text", tiny={**_WIDE, "sliding_window": 8}),
-        replace(_LLAMA_LIKE, model_type="phi3", places=_PHI3),
+        replace(_LLAMA_LIKE, model_type="gemma2", sublayers=_NORMED_SUBLAYERS, tiny={**_WIDE, "sliding_window": 8}),
+        replace(
+            _LLAMA_LIKE, model_type="gemma3_text", sublayers=_NORMED_SUBLAYERS, tiny={**_WIDE, "sliding_window": 8}
+        ),
+        replace(_LLAMA_LIKE, model_type="phi3", places=_PHI3, sublayers=("resid_attn_dropout", "resid_mlp_dropout")),
         replace(
             _LLAMA_LIKE,
             model_type="qwen3_moe",

@@ -5,8 +5,8 @@ several keys would be written in random order, and equal adapters would not have
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from lorakit.errors import CheckpointError
+from lorakit.methods import METHODS
+from lorakit.methods.base import Method, publish
 from lorakit.model import Base, Head, Prepared, prepare
 from lorakit.recipe import Recipe, load
 from lorakit.runtime import write_atomic
@@ -50,8 +52,31 @@ class Provenance:
     def of(cls, prepared: Prepared) -> "Provenance":
         """That of a prepared model."""
         located = prepared.located
-        methods = [method.model_dump(mode="json") for method in prepared.methods]
-        return cls(FORMAT, methods, located.name, located.revision, prepared.fingerprint())
+        return cls(FORMAT, _dumped(prepared.methods), located.name, located.revision, prepared.fingerprint())
+
+    def of_methods(self, methods: Sequence[Method]) -> "Provenance":
+        """The same, of an adapter that other methods read: what is published may be of another form."""
+        return replace(self, methods=_dumped(methods))
+
+    def read_methods(self) -> list[Method]:
+        """The methods that read the adapter, with the keys that they had not yet when it was written.
+
+        Raises:
+            CheckpointError: There is no such method, or it has other keys.
+        """
+        try:
+            return [METHODS[section["name"]].model_validate_json(json.dumps(section)) for section in self.methods]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the adapter's methods cannot be read: {error}; upgrade lorakit") from error
+
+
+def _shown(methods: Sequence[Method]) -> str:
+    """Methods in one line, without the keys that have their defaults."""
+    return ", ".join(json.dumps({"name": m.name, **m.model_dump(mode="json", exclude_defaults=True)}) for m in methods)
+
+
+def _dumped(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    return [method.model_dump(mode="json") for method in methods]
 
 
 def save_adapter(file: Path, state: Mapping[str, Tensor], provenance: Provenance) -> None:
@@ -160,12 +185,16 @@ def open_run(
     """
     _require_run(run)
     recipe = load(run / RECIPE)
-    file = None if base_only else adapter_file(run, checkpoint)
-    methods = [] if base_only else recipe.method
-    prepared = prepare(base or recipe.model, methods, head_of(recipe), recipe.train.seed, skeleton=skeleton)
-    if file is None:
-        return Opened(run, recipe, prepared, {})
+    head, seed, model = head_of(recipe), recipe.train.seed, base or recipe.model
+    if base_only:
+        return Opened(run, recipe, prepare(model, [], head, seed, skeleton=skeleton), {})
+    file = adapter_file(run, checkpoint)
     state, provenance = read_adapter(file)
+    methods = provenance.read_methods()
+    prepared = prepare(model, methods, head, seed, skeleton=skeleton)
+    given = [method.resolve(prepared.row) for method in recipe.method]
+    if prepared.methods not in (given, publish(given, {})[0]):
+        raise CheckpointError(f"{file}: was trained by {_shown(methods)}; {run / RECIPE} has {_shown(given)}")
     load_trainable(prepared.model, state, str(file))
     if provenance.fingerprint != prepared.fingerprint():
         raise CheckpointError(

@@ -13,8 +13,9 @@ from lorakit.arch import max_tokens
 from lorakit.choices import likelihoods
 from lorakit.data.batches import Limit, by_length
 from lorakit.data.collate import Batch, collate
-from lorakit.data.encode import Encoded, cut_front, encode, end_ids, prompt_ids
+from lorakit.data.encode import Encoded, cut_front, encode, end_ids, prompt_ids, with_prefix
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row, TextRow, distinct_prompts
+from lorakit.data.slots import NO_SLOTS, Slots
 from lorakit.errors import RecipeError
 from lorakit.generate import generate
 from lorakit.model import Prepared
@@ -77,6 +78,7 @@ class Subject:
         objective: The task's loss.
         device: Where the model is.
         precision: "float32", or the dtype to autocast to.
+        slots: Places of a trained prefix in every row.
     """
 
     model: Any
@@ -84,6 +86,7 @@ class Subject:
     objective: Objective
     device: torch.device
     precision: str = "float32"
+    slots: Slots = NO_SLOTS
 
     @property
     def max_tokens(self) -> int | None:
@@ -203,7 +206,7 @@ def read_split(task: Task, split: str, prepared: Prepared, progress: Progress) -
     """
     read = task.load(split)
     with progress.bar(f"encode {split}", len(read.rows)) as bar:
-        encoded = encode(read.rows, prepared.tokenizer, token_limit(task, prepared), bar.advance)
+        encoded = encode(read.rows, prepared.tokenizer, token_limit(task, prepared), bar.advance, prepared.slots)
     return SplitData(split, read.rows, encoded, {**read.dropped, **encoded.dropped}, read.revision)
 
 
@@ -305,15 +308,30 @@ def _generations(
     subject: Subject, task: Task, rows: Sequence[Row], settings: Generate, progress: Progress
 ) -> list[Prediction]:
     """One text per distinct prompt; prompts are cut as in training, and by what the model has positions for."""
-    tokenizer, limit = subject.tokenizer, token_limit(task, subject)
+    tokenizer, limit = subject.tokenizer, _prompt_limit(subject, task, settings)
     whole = [prompt_ids(row, tokenizer) for row, _ in distinct_prompts(rows)]
-    prompts = [cut_front(prompt, len(prompt) - limit, tokenizer) for prompt in whole]
+    prompts = [
+        with_prefix(cut_front(prompt, len(prompt) - limit, tokenizer), subject.slots, tokenizer) for prompt in whole
+    ]
     if cut := sum(len(prompt) > limit for prompt in whole):
         progress.say(
             f"generate: {cut:,} of {len(whole):,} prompts lose their front: they have more than {limit:,} tokens"
         )
     with progress.bar("generate", len(prompts), "prompts") as bar:
         return list(generate(subject.model, tokenizer, prompts, settings, bar.advance, end_ids(rows[0], tokenizer)))
+
+
+def _prompt_limit(subject: Subject, task: Task, settings: Generate) -> int:
+    """Tokens that a prompt may have beside its prefix and infix; what `generate` itself would cut is cut here."""
+    limit = token_limit(task, subject)
+    if subject.slots.count and subject.max_tokens is not None:  # generate would cut a prefix with the front
+        limit = min(limit, subject.max_tokens - settings.max_new_tokens)
+    if limit <= subject.slots.count:
+        raise RecipeError(
+            f"generate.max_new_tokens: {settings.max_new_tokens} leaves no room for a prompt beside the "
+            f"{subject.slots.count} places of the prefix"
+        )
+    return limit - subject.slots.count
 
 
 def _prediction(task: Task, logits: torch.Tensor) -> Prediction:

@@ -1,6 +1,6 @@
 """The memory model: what a run's training, evaluation and generation need, from one step on fake tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -13,8 +13,9 @@ from lorakit.ledger import Bytes, Ledger, LikeCuda, fake_copy
 from lorakit.lengths import Shape
 from lorakit.objective import objective
 from lorakit.recipe import Recipe
+from lorakit.surgery import trainable_parameters
 
-BuildOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+BuildOptimizer = Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
 
 
 class Simulation:
@@ -76,7 +77,7 @@ class Simulation:
     def _allocate_optimizer(self, build: BuildOptimizer) -> None:
         with self._computing():
             self._make_gradients()
-            self.optimizer = build(self.trained)
+            self.optimizer = build(trainable_parameters(self.model))
             for group in self.optimizer.param_groups:
                 group["fused"] = group.get("fused") or self.on_cuda or None
             self.ledger.part = "optimiser"

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -199,7 +200,7 @@ class _Writer:
 
     def _computed(self, piece: Piece) -> Iterator[bytes]:
         dtype = FLOATS[piece.dtype]
-        edit = piece.layer.edit() if piece.layer else None
+        edit = piece.layer.edit(partial(piece.blocks, BLOCK)) if piece.layer else None
         for start, source in piece.blocks(BLOCK):
             exact = edit.rows(source, start) if edit else source
             rounded = exact.to(dtype)

@@ -6,6 +6,7 @@ Peers' users report merges that silently return the base, and merges that differ
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def _same_bytes(piece: Piece, entry: Entry) -> bool:
 
 
 def _same_values(piece: Piece, entry: Entry) -> bool:
-    edit = piece.layer.edit() if piece.layer else None
+    edit = piece.layer.edit(partial(piece.blocks, BLOCK)) if piece.layer else None
     for start, rows in piece.blocks(BLOCK):
         source = rows.double()
         expected = edit.rows(source, start) if edit else source

@@ -3,15 +3,16 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.errors import MergeError
-from lorakit.methods.base import Adapted
+from lorakit.methods.base import Adapted, Stored
 from lorakit.model import Prepared
 from lorakit.surgery import WRAPPED, canonical
-from lorakit.weights import ELEMENT_BYTES, Entry, model_files, read_header
+from lorakit.weights import ELEMENT_BYTES, Entry, model_entries, model_files, read_header
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 """safetensors' names of the dtypes that can be added to."""
@@ -167,6 +168,19 @@ def plan_merge(prepared: Prepared, state: Mapping[str, Tensor], dtype: str | Non
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     """Path → adapted layer."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
+
+
+def stored_weight(prepared: Prepared, path: str, elements: int) -> Stored:
+    """Reads an adapted layer's frozen weight from the base's files.
+
+    Args:
+        prepared: The model; its frozen part may be a skeleton.
+        path: Of the layer.
+        elements: At most so many in a block, but at least a row.
+    """
+    name = f"{path}.weight"
+    entry = model_entries(prepared.located.directory)[prepared.file_names.get(name, name)]
+    return partial(Piece(name, entry, None, None, entry.dtype).blocks, elements)
 
 
 def _pieces(prepared: Prepared, state: Mapping[str, Tensor], entries: dict[str, Entry]) -> tuple[list[Piece], bool]:

@@ -7,6 +7,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -17,6 +18,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
     StringConstraints,
@@ -33,11 +35,14 @@ from lorakit.methods import METHODS
 from lorakit.methods.base import Method
 from lorakit.model import Base
 from lorakit.recipe_errors import Misfit, Schema, explain, refusal_of
-from lorakit.schedule import Train
+from lorakit.schedule import Train, Warmup
 from lorakit.section import Section
 from lorakit.tasks import TASKS
 from lorakit.tasks.base import Task
+from lorakit.variants import unknown
 from lorakit.yamltree import Path, Tree, show
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
 
 
 def union(table: Mapping[str, type[Section]]) -> Any:
@@ -113,6 +118,37 @@ class Paper(Section):
     """What a reader of the comparison must know."""
 
 
+class Variation(Section):
+    """What one of the methods that `lorakit compare` trains has for itself; null: as in the recipe."""
+
+    method: Methods | None = None
+    """The method's own section, or a list; null: that of the name."""
+    lr: PositiveFloat | None = None
+    """Learning rate; null: `train.lr` for the recipe's own method, a usual one of the method else."""
+    epochs: PositiveInt | None = None
+    """Passes over the training rows, in the place of `train.epochs` and `train.steps`."""
+    steps: PositiveInt | None = None
+    """Optimiser steps, in the place of `train.epochs` and `train.steps`."""
+    batch_size: PositiveInt | None = None
+    """Examples per optimiser step."""
+    weight_decay: NonNegativeFloat | None = None
+    """Decoupled decay of all trained matrices."""
+    warmup: Warmup | None = None
+    """How long the learning rate rises; `{steps: 0}`: not at all."""
+
+    @field_validator("steps")
+    @classmethod
+    def _one_length(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        if steps is not None and info.data.get("epochs") is not None:
+            raise ValueError("epochs and steps are both given; keep one")
+        return steps
+
+    @field_serializer("method", mode="wrap")
+    def _one_method(self, method: Methods | None, to_data: SerializerFunctionWrapHandler) -> Any:
+        data = to_data(method)
+        return data[0] if data and len(data) == 1 else data
+
+
 class Recipe(Section):
     """What to train, with which method, on what, and how."""
 
@@ -130,8 +166,20 @@ class Recipe(Section):
     """How text is generated; only where the task generates."""
     paper: Paper | None = None
     """The number that the recipe reproduces."""
+    methods: dict[str, Variation] = {}
+    """What methods that `lorakit compare` sets beside this recipe's have for themselves: the name of a method, or any
+    name for one with a `method` of its own → its values."""
 
     # Field validators, and not one on the whole recipe: each speaks as soon as the sections that it needs are valid.
+    @field_validator("method")
+    @classmethod
+    def _go_together(cls, methods: Methods) -> Methods:
+        for index, first in enumerate(methods):
+            for second in methods[index + 1 :]:
+                if second.name not in first.combines_with:
+                    raise ValueError(_misfit(first, second))
+        return methods
+
     @field_validator("train")
     @classmethod
     def _train_fits(cls, train: Train, info: ValidationInfo) -> Train:
@@ -144,6 +192,9 @@ class Recipe(Section):
             )
         if task and train.label_smoothing and task.kind == "regression":
             problems["label_smoothing",] = "a regression task has no classes to smooth; set it to 0"
+        methods = info.data.get("method")
+        if methods and train.optimizer.lr_b_ratio is not None and all(method.name != "lora" for method in methods):
+            problems["optimizer", "lr_b_ratio"] = "LoRA+ is of LoRA's B matrices; use method lora, or set this to null"
         if task and train.select is not None and train.select not in (*task.metrics, "loss", "last"):
             problems["select",] = refusal_of(train.select, [*task.metrics, "loss", "last"])
         if problems:
@@ -170,10 +221,37 @@ class Recipe(Section):
             raise Misfit({("metric",): refusal_of(paper.metric, [*task.metrics, "loss"])})
         return paper
 
+    @field_validator("methods")
+    @classmethod
+    def _methods_known(cls, methods: dict[str, Variation]) -> dict[str, Variation]:
+        own = {name: variation for name, variation in methods.items() if variation.method}
+        problems: dict[Path, str] = {
+            (name,): f"no method has this name: {problem}; or give it a `method` of its own"
+            for name in methods
+            if (problem := unknown(name, own))
+        }
+        for name in methods:
+            if not _FILE_NAME.fullmatch(name):
+                problems[name,] = "a name has letters, digits, dot, underscore, hyphen and plus, at most 60"
+        if problems:
+            raise Misfit(problems)
+        return methods
+
     @field_serializer("method", mode="wrap")
     def _one_method(self, method: Methods, to_data: SerializerFunctionWrapHandler) -> Any:
         data = to_data(method)
         return data[0] if len(data) == 1 else data
+
+
+def _misfit(first: Method, second: Method) -> str:
+    """Why two methods cannot stand in one list in this order."""
+    pair = f"{first.name} and {second.name}"
+    if first.name == second.name:
+        return f"{first.name} stands there twice; keep one"
+    if first.name in second.combines_with:
+        return f"put {second.name} in front of {first.name}: a prefix is laid over what the other changes"
+    known = [f"{a} with {', '.join(m.combines_with)}" for a, m in METHODS.items() if m.combines_with]
+    return f"{pair} cannot be combined; what can: {'; '.join(known)}"
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:

@@ -236,5 +236,8 @@ def _unknown(guess: str | None, keys: Sequence[str]) -> str:
 
 
 def _choice(words: Sequence[str]) -> str:
-    """`a, b or c`."""
+    """`a, b or c`; of many named sections, which would fill lines, the first stands for all."""
+    named = [word for word in words if word.startswith("{name: ")]
+    if len(named) > 2:
+        words = [word for word in words if word not in named[1:]]
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

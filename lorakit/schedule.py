@@ -29,6 +29,9 @@ class Optimizer(Section):
     """Decay rates of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
+    lr_b_ratio: PositiveFloat | None = None
+    """LoRA+ (arXiv 2402.12354): LoRA's B matrices, and all biases and norms, learn at `lr` times this; 16 is the
+    authors' advice, with `lr` about halved. null: all at `lr`."""
 
 
 class Warmup(Section):

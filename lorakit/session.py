@@ -77,7 +77,8 @@ class Session:
         prepared = self.opened.prepared
         if self.recipe.task.kind == "generation":  # only the prompts are read, and those as they are needed
             return SplitData(name, rows, encode([], prepared.tokenizer, 1))
-        return SplitData(name, rows, encode(rows, prepared.tokenizer, token_limit(self.recipe.task, prepared)))
+        limit = token_limit(self.recipe.task, prepared)
+        return SplitData(name, rows, encode(rows, prepared.tokenizer, limit, slots=prepared.slots))
 
 
 def open_session(
@@ -104,7 +105,8 @@ def open_session(
     prepared, recipe = opened.prepared, opened.recipe
     prepared.model.to(device)
     loss = objective(recipe.task.head, prepared.model)
-    return Session(opened, Subject(prepared.model, prepared.tokenizer, loss, device, resolve_precision(recipe, device)))
+    precision = resolve_precision(recipe, device)
+    return Session(opened, Subject(prepared.model, prepared.tokenizer, loss, device, precision, prepared.slots))
 
 
 def probe_batches(opened: Opened) -> list[dict[str, Tensor]]:
@@ -115,7 +117,8 @@ def probe_batches(opened: Opened) -> list[dict[str, Tensor]]:
     """
     task, tokenizer = opened.recipe.task, opened.prepared.tokenizer
     split = next(name for name in task.splits if name.startswith("validation"))
-    encoded = encode(task.load(split).rows[:PROBE_ROWS], tokenizer, token_limit(task, opened.prepared))
+    rows, limit = task.load(split).rows[:PROBE_ROWS], token_limit(task, opened.prepared)
+    encoded = encode(rows, tokenizer, limit, slots=opened.prepared.slots)
     return probe_inputs(encoded, tokenizer.pad_token_id)
 
 

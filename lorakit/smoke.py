@@ -25,7 +25,6 @@ from lorakit.training.run import train
 
 ROWS = 16
 STEPS = 2
-RANK = 4
 
 
 def model_type_of(base: str, revision: str | None) -> str:
@@ -73,7 +72,7 @@ def smoke_recipe(recipe: Recipe, directory: Path) -> Recipe:
         "model": model,
         "task": task,
         "train": train,
-        "method": [_shrunk(m) for m in recipe.method],
+        "method": [method.shrunk() for method in recipe.method],
     }
     if recipe.generate is not None:
         update["generate"] = recipe.generate.model_copy(update={"max_new_tokens": 4})
@@ -91,15 +90,6 @@ def _select(metric: str | None, task: Task) -> str | None:
     if metric in (None, "loss", "last") or task.kind != "generation":
         return metric
     return metric if metric in task.score(task.sample(1, seed=0), [""]).values else None
-
-
-def _shrunk(method: Any) -> Any:
-    """Ranks within the tiny matrices; the scaling alpha / rank changes with them."""
-    update: dict[str, Any] = {}
-    if "rank" in type(method).model_fields:
-        update["rank"] = min(RANK, method.rank)
-        update["ranks"] = {pattern: min(RANK, rank) for pattern, rank in method.ranks.items()}
-    return method.model_copy(update=update)
 
 
 def made_up(task: Task) -> Task:

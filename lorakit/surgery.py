@@ -44,7 +44,7 @@ def release(parameter: nn.Parameter) -> None:
 def even_norms(model: nn.Module) -> None:
     """Bring layer norms of which a part is released to float32 as a whole: their CPU kernel takes no mixed weights."""
     for norm in model.modules():
-        if isinstance(norm, nn.LayerNorm) and any(p.requires_grad for p in norm.parameters()):
+        if isinstance(norm, nn.LayerNorm) and any(p.requires_grad for p in norm.parameters(recurse=False)):
             norm.float()
 
 
@@ -53,13 +53,23 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {canonical(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def saved_buffers(model: nn.Module) -> "dict[str, Tensor]":
+    """What training needs and does not change, by canonical name: the buffers in a module's `saved_buffers`."""
+    return {
+        canonical(f"{path}.{name}"): module.get_buffer(name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "saved_buffers", ())
+    }
+
+
 def trainable_state(model: nn.Module) -> "dict[str, Tensor]":
-    """The adapter: a detached CPU copy of every trainable parameter."""
-    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in trainable_parameters(model).items()}
+    """The adapter: a detached CPU copy of every trainable parameter, and of the saved buffers."""
+    tensors = {**trainable_parameters(model), **saved_buffers(model)}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str) -> None:
-    """Write an adapter into a model that the same recipe has prepared; meta parameters become real ones.
+    """Write an adapter into a model that the same recipe has prepared; meta tensors become real ones.
 
     Args:
         model: Prepared by the same methods.
@@ -69,7 +79,7 @@ def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str)
     Raises:
         CheckpointError: A name is missing, unexpected, or of another shape; lists them all.
     """
-    wanted = trainable_parameters(model)
+    wanted: dict[str, Tensor] = {**trainable_parameters(model), **saved_buffers(model)}
     problems = [f"{source}: {name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{source}: {name} is not part of this model" for name in state.keys() - wanted.keys()]
     problems += [
@@ -79,18 +89,21 @@ def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str)
     ]
     if problems:
         raise CheckpointError(*sorted(problems))
-    for name, parameter in list(wanted.items()):
-        if parameter.is_meta:
-            _materialise(model, parameter, state[name])
+    for name, tensor in list(wanted.items()):
+        if tensor.is_meta:
+            _materialise(model, tensor, state[name])
         else:
             with torch.no_grad():
-                parameter.copy_(state[name])
+                tensor.copy_(state[name])
 
 
-def _materialise(model: nn.Module, meta: nn.Parameter, value: "Tensor") -> None:
-    """Replace a meta parameter, wherever it is registered, by a real one."""
+def _materialise(model: nn.Module, meta: "Tensor", value: "Tensor") -> None:
+    """Replace a meta parameter or buffer, wherever it is registered, by a real one."""
     real = nn.Parameter(value.clone())
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is meta:
                 module._parameters[name] = real
+        for name, buffer in list(module._buffers.items()):
+            if buffer is meta:
+                module._buffers[name] = value.clone()

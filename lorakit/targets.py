@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from lorakit.arch import ALL_LINEAR, Architecture, Rows
+from lorakit.arch import ALL_LINEAR, ARCHITECTURES, Architecture, Rows
 from lorakit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -68,6 +68,25 @@ def out_features(module: "nn.Module") -> int | None:
     rows = {nn.Linear.forward: "out_features", Conv1D.forward: "nf", nn.Embedding.forward: "embedding_dim"}
     attribute = rows.get(type(module).forward)
     return None if attribute is None else int(getattr(module, attribute))
+
+
+def blocks(model: "nn.Module", row: Architecture) -> "dict[str, nn.Module]":
+    """The model's blocks by their full module path, from the first to the last.
+
+    Args:
+        model: The model to search.
+        row: Its architecture.
+
+    Raises:
+        RecipeError: The architecture has no row in the table, so that nobody knows what its blocks are.
+    """
+    if not row.blocks:
+        raise RecipeError(
+            f"method: it needs to know the model's blocks, and those of a {row.model_type} model are not known; "
+            f"known are: {', '.join(ARCHITECTURES)}; lora works with any model, with patterns as targets"
+        )
+    wanted = re.compile(rf"(.*\.)?{re.escape(row.blocks)}\.\d+")
+    return {path: module for path, module in model.named_modules() if wanted.fullmatch(path)}
 
 
 def in_blocks(path: str, row: Architecture) -> bool:

@@ -77,8 +77,8 @@ def peft_losses(recipe: Recipe) -> list[float]:
     model = peft_model(recipe, prepared)
     copy_initial(prepared, model)
     settings = recipe.train
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameter_groups(parameters, settings.weight_decay), lr=settings.lr, eps=1e-8)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(parameter_groups(named, settings.weight_decay), lr=settings.lr, eps=1e-8)
     assert settings.warmup is not None
     warmup = (
         settings.warmup.steps if settings.warmup.steps is not None else math.ceil((settings.warmup.ratio or 0) * STEPS)
@@ -94,7 +94,7 @@ def peft_losses(recipe: Recipe) -> list[float]:
         loss = model(**batch.inputs, labels=labels).loss
         loss.backward()
         if settings.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(named.values(), settings.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -257,9 +257,10 @@ def test_a_changed_recipe_does_not_fit_its_adapter(tmp_path: Path) -> None:
     base = tiny_base(tmp_path, "bert")
     run = make_run(tmp_path / "run", base)
     (run / RECIPE).write_text(RECIPE_TEXT.format(base=base, rank=2))
-    with pytest.raises(CheckpointError, match=r"has shape \(4, 64\), the recipe makes \(2, 64\)") as caught:
+    with pytest.raises(
+        CheckpointError, match=r'was trained by {"name": "lora", "rank": 4.*has {"name": "lora", "rank": 2'
+    ):
         open_run(run)
-    assert len(caught.value.problems) == 8
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

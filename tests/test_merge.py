@@ -19,7 +19,7 @@ from lorakit.merge import merge
 from lorakit.merge_check import verify_logits, verify_tensors
 from lorakit.merge_plan import plan_merge
 from lorakit.methods import Full, LoRA, Method
-from lorakit.methods.lora import LowRankEdit
+from lorakit.methods.low_rank import LowRankEdit
 from lorakit.tiny import make_tiny_base
 from lorakit.weights import ELEMENT_BYTES, model_entries, read_header
 

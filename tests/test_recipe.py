@@ -118,9 +118,9 @@ def test_everything_is_frozen() -> None:
 
 
 def test_methods_may_be_a_list() -> None:
-    recipe = read(GLUE, "method=[{name: lora, rank: 2}, {name: full}]")
-    assert [method.name for method in recipe.method] == ["lora", "full"]
-    assert [section["name"] for section in yaml.safe_load(dump(recipe))["method"]] == ["lora", "full"]
+    recipe = read(GLUE, "method=[{name: lora, rank: 2}, {name: prelayer}]")
+    assert [method.name for method in recipe.method] == ["lora", "prelayer"]
+    assert [section["name"] for section in yaml.safe_load(dump(recipe))["method"]] == ["lora", "prelayer"]
     assert yaml.safe_load(dump(read(GLUE)))["method"]["name"] == "lora"
 
 
@@ -183,6 +183,8 @@ def test_overrides_may_set_what_the_other_needs() -> None:
     assert read(GLUE, "train.epochs=", "train.steps=10").train.steps == 10
 
 
+NAMES = '"lora", "full", "top_layers", "bitfit", "adapter", "preembed", "prelayer" or "prefix_kv"'
+
 BAD: list[tuple[str, str, list[str]]] = [
     # mistyped keys, at each level
     (
@@ -190,7 +192,7 @@ BAD: list[tuple[str, str, list[str]]] = [
         "",
         [
             'r.yaml:1: modle: unknown key; did you mean "model"? '
-            "allowed: name, model, method, task, train, generate, paper"
+            "allowed: name, model, method, task, train, generate, paper, methods"
         ],
     ),
     (GLUE.replace("lr:", "lrr:"), "", [f'r.yaml:11: train.lrr: unknown key; did you mean "lr"? allowed: {TRAIN_KEYS}']),
@@ -198,7 +200,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         GLUE + "  optimizer:\n    beta: [0.9, 0.98]\n",
         "",
-        ['r.yaml:13: train.optimizer.beta: unknown key; did you mean "betas"? allowed: name, betas, eps'],
+        ['r.yaml:13: train.optimizer.beta: unknown key; did you mean "betas"? allowed: name, betas, eps, lr_b_ratio'],
     ),
     (
         GLUE + "  warmup:\n    step: 5\n",
@@ -327,24 +329,24 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         GLUE.replace("name: lora", "name: lroa\n  rnak: 8"),
         "",
-        ['r.yaml:4: method.name: got "lroa"; did you mean "lora"? allowed: "lora" or "full"'],
+        ['r.yaml:4: method.name: got "lroa"; did you mean "lora"? allowed: ' + NAMES],
     ),
-    (GLUE, "method=[{name: x}]", ['command line: method.0.name: got "x"; allowed: "lora" or "full"']),
-    (GLUE, "method.name=", ['command line: method.name: got null; allowed: "lora" or "full"']),
+    (GLUE, "method=[{name: x}]", ['command line: method.0.name: got "x"; allowed: ' + NAMES]),
+    (GLUE, "method.name=", ["command line: method.name: got null; allowed: " + NAMES]),
     (
         GLUE.replace("name: lora", "rank: 8"),
         "",
-        ['r.yaml:3: method.name: missing; allowed: "lora" or "full"'],
+        ["r.yaml:3: method.name: missing; allowed: " + NAMES],
     ),
     (
         GLUE,
         "method=lora",
         [
-            'command line: method: got "lora"; allowed: {name: lora, ...}, {name: full, ...} '
-            "or a list of at least 1 (each: {name: lora, ...} or {name: full, ...})"
+            'command line: method: got "lora"; allowed: {name: lora, ...} '
+            "or a list of at least 1 (each: {name: lora, ...})"
         ],
     ),
-    (GLUE, "method=[lora]", ['command line: method.0: got "lora"; allowed: {name: lora, ...} or {name: full, ...}']),
+    (GLUE, "method=[lora]", ['command line: method.0: got "lora"; allowed: {name: lora, ...}']),
     # missing keys
     (
         GLUE.replace("  lr: 5e-4\n", "").replace("  batch_size: 32\n", ""),
@@ -429,7 +431,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         GLUE,
         "a.b=1",
-        ["command line: a: unknown key; allowed: name, model, method, task, train, generate, paper"],
+        ["command line: a: unknown key; allowed: name, model, method, task, train, generate, paper, methods"],
     ),
     (GLUE, "train.lr.x=1", ["command line: train.lr.x: train.lr is 0.0005, which has no keys"]),
     (GLUE, "train.lr=[", ["command line: train.lr: not YAML: expected the node content, but found '<stream end>'"]),
@@ -456,7 +458,8 @@ BAD: list[tuple[str, str, list[str]]] = [
             "r.yaml:2: model.base: got 1; allowed: text",
             "r.yaml:10: train.steps: epochs and steps are both given; keep one and set the other to null",
             f'r.yaml:12: train.lrr: unknown key; did you mean "lr"? allowed: {TRAIN_KEYS}',
-            'command line: method.init: got "gauss"; did you mean "gaussian"? allowed: "kaiming" or "gaussian"',
+            'command line: method.init: got "gauss"; did you mean "gaussian"? '
+            'allowed: "kaiming", "gaussian" or "pissa"',
         ],
     ),
     (

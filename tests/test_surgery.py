@@ -74,9 +74,10 @@ def test_even_norms_raises_only_what_is_trained() -> None:
     freeze(model)
     for name in "ac":
         release(model[name].bias)  # type: ignore[arg-type]
+    model["b"].add_module("adapter", nn.Linear(4, 4))  # trained, but no part of the norm
     even_norms(model)
     dtypes = {name: str(p.dtype) for name, p in model.named_parameters() if p.dtype == torch.float32}
-    assert sorted(dtypes) == ["a.bias", "a.weight", "c.bias"]
+    assert sorted(dtypes) == ["a.bias", "a.weight", "b.adapter.bias", "b.adapter.weight", "c.bias"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model["a"](torch.ones(1, 4, dtype=torch.bfloat16)).shape == (1, 4)
 
@@ -187,3 +188,23 @@ def test_heads_travel_with_the_adapter() -> None:
         "classifier.out_proj.bias",
     }
     assert head < trainable_state(model).keys()
+
+
+def test_saved_buffers_are_part_of_the_state() -> None:
+    class Holds(nn.Module):
+        saved_buffers = ("start",)
+
+        def __init__(self, device: str) -> None:
+            super().__init__()
+            self.register_buffer("start", torch.ones(3, device=device))
+            self.register_buffer("other", torch.ones(3, device=device))
+
+    model, skeleton = (nn.ModuleDict({"a": Holds(device)}) for device in ("cpu", "meta"))
+    state = trainable_state(model)
+    assert list(state) == ["a.start"]
+    state["a.start"] += 1
+    for each in (model, skeleton):
+        load_trainable(each, state, "file")
+        assert torch.equal(each["a"].get_buffer("start"), torch.full((3,), 2.0))
+    with pytest.raises(CheckpointError, match="file: a.start is missing"):
+        load_trainable(model, {}, "file")

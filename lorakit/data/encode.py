@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, Row, TextRow
+from lorakit.data.slots import NO_SLOTS, Slots
 from lorakit.errors import DataError
 
 IGNORE = -100
@@ -73,15 +74,20 @@ def _target_count(item: Item) -> int:
 
 
 def encode(
-    rows: Sequence[Row], tokenizer: Any, max_length: int, progress: Callable[[int], None] | None = None
+    rows: Sequence[Row],
+    tokenizer: Any,
+    max_length: int,
+    progress: Callable[[int], None] | None = None,
+    slots: Slots = NO_SLOTS,
 ) -> Encoded:
     """Tokenise rows for training, or for the loss.
 
     Args:
         rows: All of one kind.
         tokenizer: The base's.
-        max_length: Tokens an item may have.
+        max_length: Tokens an item may have, with the places of a trained prefix.
         progress: Called with the number of rows done.
+        slots: The places.
 
     Raises:
         DataError: No row is left, a chat template cannot show what the assistant said, or choices cannot be told apart.
@@ -91,7 +97,7 @@ def encode(
     dropped: dict[str, int] = {}
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
-        for offset, (item, cut) in enumerate(_encode_chunk(chunk, tokenizer, max_length)):
+        for offset, (item, cut) in enumerate(_encode_chunk(chunk, tokenizer, max_length, slots)):
             if item is None:
                 reason = f"target longer than max_length ({max_length} tokens)"
                 dropped[reason] = dropped.get(reason, 0) + 1
@@ -109,37 +115,72 @@ def encode(
 Piece = tuple[Ids, NDArray[Any], Ids | None] | None
 
 
-def _encode_chunk(rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[tuple[Piece, bool]]:
+def _encode_chunk(rows: Sequence[Row], tokenizer: Any, max_length: int, slots: Slots) -> list[tuple[Piece, bool]]:
+    room = max_length - slots.count
+    if room < 2:
+        raise DataError(f"max_length: {max_length} tokens leave no room for text beside a prefix of {slots.count}")
     if isinstance(rows[0], TextRow):
-        return _encode_texts([row for row in rows if isinstance(row, TextRow)], tokenizer, max_length)
-    if isinstance(rows[0], ChoiceRow):
-        return _encode_choices([row for row in rows if isinstance(row, ChoiceRow)], tokenizer, max_length)
-    return [_fit(*_tokens(row, tokenizer), tokenizer, max_length) for row in rows]
+        found = _encode_texts([row for row in rows if isinstance(row, TextRow)], tokenizer, room)
+    elif isinstance(rows[0], ChoiceRow):
+        found = _encode_choices([row for row in rows if isinstance(row, ChoiceRow)], tokenizer, room)
+    else:
+        found = [_fit(*_tokens(row, tokenizer), tokenizer, room) for row in rows]
+    return [(_with_slots(piece, end, slots, tokenizer), cut) for piece, end, cut in found]
 
 
-def _encode_texts(rows: list[TextRow], tokenizer: Any, max_length: int) -> list[tuple[Piece, bool]]:
+def _with_slots(item: Piece, end: int, slots: Slots, tokenizer: Any) -> Piece:
+    """A row with the places of a prefix behind the token that opens it, and of an infix in front of position `end`."""
+    if item is None or not slots.count:
+        return item
+    ids, labels, types = item
+    start = _opening(ids, tokenizer)
+    if labels.ndim:
+        filled = slots.insert(labels.tolist(), start, end, [IGNORE] * slots.count)
+        labels = np.asarray(filled, dtype=labels.dtype)
+    if types is not None:
+        around = [int(types[max(0, start - 1)])] * slots.prefix + [int(types[max(0, end - 1)])] * slots.infix
+        types = np.asarray(slots.insert(types.tolist(), start, end, around), dtype=np.int32)
+    return np.asarray(slots.insert(ids.tolist(), start, end, slots.ids), dtype=np.int32), labels, types
+
+
+def _opening(ids: Sequence[int] | Ids, tokenizer: Any) -> int:
+    """Tokens in front of a prefix: one that opens every row."""
+    return int(len(ids) > 1 and int(ids[0]) in (tokenizer.cls_token_id, tokenizer.bos_token_id))
+
+
+def with_prefix(prompt: list[int], slots: Slots, tokenizer: Any) -> list[int]:
+    """A prompt that is to be continued, as `encode` shows it in training."""
+    return slots.insert(prompt, _opening(prompt, tokenizer), len(prompt), slots.ids)
+
+
+Found = tuple[Piece, int, bool]
+"""A row, the position of which an infix stands in front, and whether the row lost tokens."""
+
+
+def _encode_texts(rows: list[TextRow], tokenizer: Any, max_length: int) -> list[Found]:
+    """Of a text that is classified the last token stays last: a decoder's head reads it."""
     texts = [row.text for row in rows]
     pairs = None if rows[0].pair is None else [row.pair for row in rows]
     whole = tokenizer(texts, pairs, verbose=False)["input_ids"]
     cut = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length)
     types = cut.get("token_type_ids")
-    result: list[tuple[Piece, bool]] = []
+    result: list[Found] = []
     for index, row in enumerate(rows):
         ids = np.asarray(cut["input_ids"][index], dtype=np.int32)
         label = np.asarray(IGNORE if row.label is None else row.label)
         segment = None if types is None else np.asarray(types[index], dtype=np.int32)
-        result.append(((ids, label, segment), len(whole[index]) > len(ids)))
+        result.append(((ids, label, segment), len(ids) - 1, len(whole[index]) > len(ids)))
     return result
 
 
-def _encode_choices(rows: list[ChoiceRow], tokenizer: Any, max_length: int) -> list[tuple[Piece, bool]]:
+def _encode_choices(rows: list[ChoiceRow], tokenizer: Any, max_length: int) -> list[Found]:
     """Prompt, the right word (without a label the first), end of sequence; the prompt leaves room for any word.
 
     So what the model is shown of a prompt does not depend on the label.
     """
     words = {choices: choice_ids(choices, tokenizer) for choices in {row.choices for row in rows}}
     prompts = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
-    result: list[tuple[Piece, bool]] = []
+    result: list[Found] = []
     for row, ids in zip(rows, prompts, strict=True):
         longest = max(len(word) for word in words[row.choices])
         room = max_length - longest - 1
@@ -151,7 +192,7 @@ def _encode_choices(rows: list[ChoiceRow], tokenizer: Any, max_length: int) -> l
         learned = [IGNORE] * len(target) if row.label is None else target
         labels = np.asarray([IGNORE] * len(prompt) + learned, dtype=np.int64)
         piece = (np.asarray(prompt + target, dtype=np.int32), labels, None)
-        result.append((piece, len(prompt) < len(whole)))
+        result.append((piece, len(prompt), len(prompt) < len(whole)))
     return result
 
 
@@ -184,21 +225,20 @@ def _tokens(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
     return prompt + target, [IGNORE] * len(prompt) + target
 
 
-def _fit(ids: list[int], labels: list[int], tokenizer: Any, max_length: int) -> tuple[Piece, bool]:
+def _fit(ids: list[int], labels: list[int], tokenizer: Any, max_length: int) -> Found:
     """Cut the front of what is not learned; the last run of targets stays whole or the row is dropped."""
-    excess = len(ids) - max_length
-    if excess <= 0:
-        return (np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int64), None), False
+    excess = max(0, len(ids) - max_length)
     first = _bos_first(ids, tokenizer)
-    start = first + excess
-    if start >= _last_target_run(labels):
-        return None, False
-    ids, labels = ids[:first] + ids[start:], labels[:first] + labels[start:]
-    return (np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int64), None), True
+    if excess and first + excess >= _last_target_run(labels):
+        return None, 0, False
+    if excess:
+        ids, labels = ids[:first] + ids[first + excess :], labels[:first] + labels[first + excess :]
+    end = _last_target_run(labels) or len(ids)
+    return (np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int64), None), end, bool(excess)
 
 
 def _last_target_run(labels: list[int]) -> int:
-    """Where the last unbroken run of targets starts: at least one token must stand before it."""
+    """Where the last unbroken run of targets starts: at least one token must stand before it; 0 without targets."""
     position = len(labels)
     while position and labels[position - 1] == IGNORE:
         position -= 1

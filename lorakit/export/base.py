@@ -1,8 +1,9 @@
 """What an export format is: it writes an adapter as another tool reads it, and reads that back for the proof."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from lorakit.errors import MergeError
 from lorakit.merge import check_place
-from lorakit.merge_plan import adapted_layers
-from lorakit.methods.base import Adapted, Edit
+from lorakit.merge_plan import adapted_layers, stored_weight
+from lorakit.methods.base import Adapted, Edit, Stored
 from lorakit.runtime import atomic_directory, size_text
 from lorakit.section import Section
 from lorakit.surgery import WRAPPED
@@ -148,7 +149,8 @@ def verify(opened: "Opened", read: Read, tolerance: float) -> float:
     problems += [f"{name}: differs" for name in sorted(shared) if not torch.equal(whole[name], read.tensors[name])]
     worst = 0.0
     for path in sorted(layers.keys() & read.edits.keys()):
-        difference = relative_difference(layers[path], read.edits[path])
+        stored = stored_weight(opened.prepared, path, BLOCK) if not layers[path].additive else None
+        difference = relative_difference(layers[path], read.edits[path], stored)
         worst = max(worst, difference)
         if not difference <= tolerance:
             problems.append(f"{path}: its update differs by {difference:.1e} of its largest element")
@@ -157,18 +159,30 @@ def verify(opened: "Opened", read: Read, tolerance: float) -> float:
     return worst
 
 
-def relative_difference(layer: Adapted, edit: Edit) -> float:
-    """Max |ΔW by `edit` - ΔW of the layer| / max |ΔW of the layer|, over blocks of rows of the stored weight."""
-    own = layer.edit()
-    count, width = layer.weight.shape
-    step = max(1, BLOCK // width)
+def relative_difference(layer: Adapted, edit: Edit, stored: Stored | None = None) -> float:
+    """Max |ΔW by `edit` - ΔW of the layer| / max |ΔW of the layer|, over blocks of rows of the stored weight.
+
+    Args:
+        layer: The adapted layer.
+        edit: What was read back.
+        stored: The base's weight, where ΔW depends on it; None: where it does not, and zeros will do.
+    """
+    blocks = stored or partial(_zeros, layer.weight.shape)
+    own = layer.edit(blocks)
     difference = largest = 0.0
-    for start in range(0, count, step):
-        nothing = torch.zeros(min(step, count - start), width)
-        delta = own.rows(nothing, start)
-        difference = max(difference, float((edit.rows(nothing, start) - delta).abs().max()))
+    for start, block in blocks():
+        exact = block if stored is None else block.double()  # a small ΔW is not to be lost in W's rounding
+        delta = own.rows(exact, start) - exact
+        difference = max(difference, float((edit.rows(exact, start) - exact - delta).abs().max()))
         largest = max(largest, float(delta.abs().max()))
     return difference / largest if largest else difference
+
+
+def _zeros(shape: torch.Size) -> Iterator[tuple[int, Tensor]]:
+    count, width = shape
+    step = max(1, BLOCK // width)
+    for start in range(0, count, step):
+        yield start, torch.zeros(min(step, count - start), width)
 
 
 def whole_tensors(opened: "Opened") -> dict[str, Tensor]:
@@ -176,7 +190,7 @@ def whole_tensors(opened: "Opened") -> dict[str, Tensor]:
     updates = {
         f"{path}.{name}"
         for path, layer in adapted_layers(opened.prepared.model).items()
-        for name, _ in layer.named_parameters()
+        for name, _ in (*layer.named_parameters(), *layer.named_buffers())
         if not name.startswith(f"{WRAPPED}.")
     }
     return {name: value for name, value in opened.state.items() if name not in updates}

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from lorakit.checkpoint import head_of
 from lorakit.errors import MergeError
-from lorakit.export.base import Exporter, Read, whole_tensors
-from lorakit.merge_plan import adapted_layers
-from lorakit.methods.lora import LoRA, LoRALayer, LowRank, LowRankEdit, RowBlocks
+from lorakit.export.base import BLOCK, Exporter, Read, whole_tensors
+from lorakit.merge_plan import adapted_layers, stored_weight
+from lorakit.methods.base import Edit
+from lorakit.methods.dora import DoRALayer, dora_edit
+from lorakit.methods.lora import LoRA
+from lorakit.methods.low_rank import LoRALayer, LowRank, RowBlocks, low_rank_edit
 from lorakit.weights import read_header
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ _SUFFIXES = {
     ".lora_B.weight": "B",
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
+    ".lora_magnitude_vector": "magnitude",
 }
 
 
@@ -53,6 +57,10 @@ class Peft(Exporter):
             ending = ".weight" if a == "A" else ""
             tensors[f"{_PREFIX}{path}.lora_{a}{ending}"] = pair.a
             tensors[f"{_PREFIX}{path}.lora_{b}{ending}"] = pair.b
+            layer = layers[path]
+            if isinstance(layer, DoRALayer):
+                magnitude = layer.whole_magnitude(stored_weight(opened.prepared, path, BLOCK))
+                tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = magnitude
         whole = whole_tensors(opened)
         saved = _saved_modules(opened.prepared, whole, layers)
         biases = [name for name in whole if not _inside(name, saved)]
@@ -81,13 +89,20 @@ class Peft(Exporter):
                 factors.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
         layers = adapted_layers(opened.prepared.model)
         targets = config["target_modules"]
-        edits = {}
+        edits: dict[str, Edit] = {}
         for path, pair in factors.items():
             if not any(path == target or path.endswith(f".{target}") for target in targets):
                 raise MergeError(f"{path}: PEFT would ignore it: target_modules do not name it")
             left, right = pair["B"] * _scaling(config, path, pair["A"].shape[0]), pair["A"]
-            flip = path in layers and _transposed(layers[path].frozen)
-            edits[path] = LowRankEdit(right.T, left.T) if flip else LowRankEdit(left, right)
+            if path not in layers:
+                raise MergeError(f"{path}: is in the files, and is no adapted module")
+            frozen = layers[path].frozen
+            edits[path] = low_rank_edit(frozen, left, right)
+            if config["use_dora"] != ("magnitude" in pair):
+                raise MergeError(f"{path}: PEFT needs use_dora and a magnitude together")
+            if "magnitude" in pair:
+                stored = stored_weight(opened.prepared, path, BLOCK)
+                edits[path] = dora_edit(frozen, edits[path], pair["magnitude"], stored)
         return Read(edits, tensors)
 
 
@@ -121,17 +136,18 @@ def _pair(layer: LoRALayer) -> _Pair:
     """
     update = layer.update
     if isinstance(update, LowRank):
-        return _Pair(update.A.detach(), update.B.detach(), update.scaling)
+        b, a = update.pair()
+        return _Pair(a, b, update.scaling)
     assert isinstance(update, RowBlocks)
     blocks = update.pairs()
     scaling = next(iter(blocks.values())).scaling
-    a = torch.cat([block.A.detach() for block in blocks.values()])
+    a = torch.cat([block.pair()[1] for block in blocks.values()])
     b = a.new_zeros(update.out_features, a.shape[0])
     column = 0
     for name, block in blocks.items():
-        rank = block.A.shape[0]
-        b[update.rows(name), column : column + rank] = block.B.detach() * (block.scaling / scaling)
-        column += rank
+        own = block.pair()[0]
+        b[update.rows(name), column : column + own.shape[1]] = own * (block.scaling / scaling)
+        column += own.shape[1]
     return _Pair(a, b, scaling)
 
 
@@ -157,7 +173,7 @@ def _config(opened: "Opened", layers: Mapping[str, LoRALayer], pairs: Mapping[st
         "target_modules": _targets(prepared.model, layers),
         "fan_in_fan_out": any(type(layer.frozen).__name__ == "Conv1D" for layer in layers.values()),
         "use_rslora": rslora,
-        "use_dora": False,
+        "use_dora": any(isinstance(layer, DoRALayer) for layer in layers.values()),
     }
 
 
@@ -228,8 +244,3 @@ def _whole_key(name: str, layers: Mapping[str, LoRALayer]) -> str:
     """PEFT wraps an adapted module, and its bias moves one level down."""
     path, _, last = name.rpartition(".")
     return f"{_PREFIX}{path}.base_layer.{last}" if path in layers else f"{_PREFIX}{name}"
-
-
-def _transposed(frozen: nn.Module) -> bool:
-    """Whether the stored weight is (in, out): Conv1D, and tables of embeddings (vocab, dim)."""
-    return isinstance(frozen, nn.Embedding) or type(frozen).__name__ == "Conv1D"

@@ -1,6 +1,6 @@
 """Full fine-tuning: every parameter of the base is trained, in float32."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -13,6 +13,8 @@ class Full(Method):
     """Full fine-tuning, the paper's first baseline (FT). The checkpoint holds every parameter."""
 
     name: Literal["full"] = "full"
+
+    usual_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-5)
 
     def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
         """Release every parameter."""

@@ -1,160 +1,43 @@
-"""LoRA (Hu et al. 2021): h = W0 x + (alpha / r) B A x, with W0 frozen (section 4.1, equation 3)."""
+"""LoRA (Hu et al. 2021): h = W0 x + (alpha / r) B A x, with W0 frozen (section 4.1, equation 3).
+
+Beside the paper's there are the options of rsLoRA, DoRA and PiSSA; LoRA+ is `train.optimizer.lr_b_ratio`. What the
+papers promise is seldom what a well-tuned rate of plain LoRA does not reach: try the rate, the targets and the rank
+first.
+"""
 
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from lorakit.arch import Architecture, Rows
 from lorakit.errors import RecipeError
-from lorakit.methods.base import Adapted, Coverage, Method
+from lorakit.methods.base import Coverage, Method
+from lorakit.methods.dora import DoRALayer
+from lorakit.methods.low_rank import LoRALayer, LowRank, LowRankEmbedding, RowBlocks, Update
+from lorakit.methods.pissa import Principal, as_plain, matrix
 from lorakit.runtime import derive
 from lorakit.surgery import release, replace
 from lorakit.targets import Site, locate, out_features
 
+_TINY = 4
+"""Rank in a tiny model."""
 
-class LowRank(nn.Module):
-    """One low-rank pair: x → scaling · B A x.
-
-    The scaling belongs to the pair, since pairs of one fused projection may have ranks and alphas of their own.
-
-    Args:
-        in_features: Columns of A (r, in).
-        out_features: Rows of B (out, r).
-        rank: r.
-        scaling: alpha / r, or alpha / √r with rsLoRA.
-    """
-
-    def __init__(self, in_features: int, out_features: int, rank: int, scaling: float) -> None:
-        super().__init__()
-        self.scaling = scaling
-        self.A = nn.Parameter(torch.empty(rank, in_features))
-        self.B = nn.Parameter(torch.zeros(out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out), in the adapter's precision, or autocast's."""
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.A.dtype)
-        return F.linear(F.linear(x, self.A), self.B) * self.scaling
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """(left, right) in float32 with ΔW = left · right, (out, r) and (r, in)."""
-        return self.B.detach().float() * self.scaling, self.A.detach().float()
-
-
-class LowRankEmbedding(LowRank):
-    """A low-rank pair for a table of embeddings: ids → scaling · B A[:, ids]. As in loralib, A starts at zero."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…) ids → (…, dim)."""
-        return F.linear(F.embedding(x, self.A.T), self.B) * self.scaling
-
-
-class RowBlocks(nn.Module):
-    """One pair per row block of a fused projection; rows of no block stay untouched (loralib's MergedLinear).
-
-    Args:
-        out_features: Rows of the fused projection.
-        pairs: The paper's name → its pair.
-        rows: The paper's name → its rows.
-    """
-
-    def __init__(self, out_features: int, pairs: dict[str, LowRank], rows: Mapping[str, Rows]) -> None:
-        super().__init__()
-        self.out_features = out_features
-        self._slices = {name: block for name, block in rows.items() if isinstance(block, slice)}
-        for name, pair in pairs.items():
-            self.add_module(name, pair)
-            if name not in self._slices:
-                self.register_buffer(f"{name}_rows", torch.tensor(rows[name]), persistent=False)
-
-    def pairs(self) -> dict[str, LowRank]:
-        """The paper's name → its pair."""
-        return {name: pair for name, pair in self.named_children() if isinstance(pair, LowRank)}
-
-    def rows(self, name: str) -> slice | Tensor:
-        """The rows of one pair, to index with: a range, or row numbers where the heads' parts alternate."""
-        return self._slices[name] if name in self._slices else self.get_buffer(f"{name}_rows")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out): a fresh tensor, since adding into a slice of the projection's output breaks autograd."""
-        delta: Tensor | None = None
-        for name, pair in self.pairs().items():
-            part = pair(x)
-            if delta is None:
-                delta = part.new_zeros(*part.shape[:-1], self.out_features)
-            delta[..., self.rows(name)] = part
-        assert delta is not None
-        return delta
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """(left, right) with ΔW = left · right: the A's stacked, the B's placed into their rows."""
-        pairs = self.pairs()
-        right = torch.cat([pair.factors()[1] for pair in pairs.values()])
-        left = right.new_zeros(self.out_features, right.shape[0])
-        column = 0
-        for name, pair in pairs.items():
-            block = pair.factors()[0]
-            left[self.rows(name), column : column + block.shape[1]] = block
-            column += block.shape[1]
-        return left, right
-
-
-Update = LowRank | RowBlocks
 T = TypeVar("T")
 
 
-class LowRankEdit:
-    """W ← W + left · right, on the tensor as it is stored.
-
-    Args:
-        left: (rows, r).
-        right: (r, columns).
-    """
-
-    def __init__(self, left: Tensor, right: Tensor) -> None:
-        self.left, self.right = left, right
-
-    def rows(self, block: Tensor, start: int) -> Tensor:
-        """See `Edit`."""
-        return block + self.left[start : start + block.shape[0]] @ self.right
-
-
-class LoRALayer(Adapted):
-    """Equation 3: the frozen projection plus the scaled update of the dropped-out input.
-
-    Args:
-        frozen: An `nn.Linear`, transformers' `Conv1D`, or an `nn.Embedding`.
-        update: The one update of this layer; assign another to switch adapters.
-        dropout: On the update's input only (loralib's semantics).
-    """
-
-    def __init__(self, frozen: nn.Module, update: Update, dropout: float) -> None:
-        super().__init__()
-        self.frozen = frozen
-        self.update = update
-        self.dropout: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out); embeddings: (…) ids → (…, dim)."""
-        h: Tensor = self.frozen(x)
-        delta: Tensor = self.update(self.dropout(x))
-        return h + delta.to(h.dtype)
-
-    def edit(self) -> LowRankEdit:
-        """ΔW in the orientation of the stored weight: Conv1D (in, out) and embeddings (vocab, dim) are transposed."""
-        left, right = self.update.factors()
-        transposed = isinstance(self.update, LowRankEmbedding) or type(self.frozen).__name__ == "Conv1D"
-        return LowRankEdit(right.T, left.T) if transposed else LowRankEdit(left, right)
-
-
 class LoRA(Method):
-    """Low-rank adaptation of chosen matrices."""
+    """Low-rank adaptation of chosen matrices.
+
+    The usual rates are those of the paper's RoBERTa and GPT-2 runs (Tables 9 and 11).
+    """
+
+    usual_lr: ClassVar[tuple[float, float]] = (5e-4, 2e-4)
+    combines_with: ClassVar[tuple[str, ...]] = ("preembed", "prelayer", "prefix_kv")
 
     name: Literal["lora"] = "lora"
     rank: PositiveInt = 8
@@ -166,16 +49,34 @@ class LoRA(Method):
     targets: Annotated[list[str], Field(min_length=1)] | None = None
     """The paper's names (q k v o up gate down), `all-linear`, or globs on the full module path; each must match.
     null: all-linear for decoders, [q, v] for encoders."""
-    init: Literal["kaiming", "gaussian"] = "kaiming"
-    """Of A; B starts at zero. kaiming: U(±1/√in), as loralib; gaussian: N(0, 0.02²), as the authors' DeBERTa code."""
+    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
+    """Of A; B starts at zero. kaiming: U(±1/√in), as loralib; gaussian: N(0, 0.02²), as the authors' DeBERTa code.
+    pissa: A and B from the matrix's largest singular values (PiSSA, arXiv 2404.02948): a faster start, at the price of
+    a decomposition; published as a plain LoRA of twice the rank, of the unchanged base."""
     rslora: bool = False
-    """Scale by alpha / √rank instead (rsLoRA, arXiv 2312.03732)."""
+    """Scale by alpha / √rank instead (rsLoRA, arXiv 2312.03732): at rank 64 and above the update keeps its strength; a
+    part of the gain is that of a higher learning rate."""
+    dora: bool = False
+    """Train each output's magnitude apart from its direction (DoRA, arXiv 2402.09353, section 4). About a quarter
+    slower, until it is merged; it gains mostly at low ranks, 8 and below."""
     ranks: dict[str, PositiveInt] = Field(default_factory=dict)
     """Ranks of some matrices: one of the paper's names or a glob → rank; the first that matches counts."""
     alphas: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Alphas of some matrices, likewise."""
     bias: Literal["none", "lora_only", "all"] = "none"
     """Biases trained too: those of adapted modules, or all (loralib's `mark_only_lora_as_trainable`)."""
+
+    @field_validator("dora")
+    @classmethod
+    def _one_start(cls, dora: bool, info: ValidationInfo) -> bool:
+        if dora and info.data.get("init") == "pissa":
+            raise ValueError("the published adapter of init: pissa is a plain LoRA; use one of the two")
+        return dora
+
+    def shrunk(self) -> "LoRA":
+        """Ranks within tiny matrices; the scaling alpha / rank changes with them."""
+        ranks = {pattern: min(_TINY, rank) for pattern, rank in self.ranks.items()}
+        return self.model_copy(update={"rank": min(_TINY, self.rank), "ranks": ranks})
 
     def resolve(self, row: Architecture) -> "LoRA":
         """Fill in the default targets."""
@@ -192,13 +93,39 @@ class LoRA(Method):
         method._check_patterns([site for group in sites.values() for site in group])
         for path, group in sites.items():
             frozen = model.get_submodule(path)
-            update = method._update(frozen, group, seed)
-            replace(model, path, LoRALayer(frozen, update, 0.0 if isinstance(frozen, nn.Embedding) else self.dropout))
+            replace(model, path, method._layer(frozen, group, seed))
         method._release_biases(model, sites)
         return {target: sorted({site.path for site in group}) for target, group in found.items()}
 
-    def _update(self, frozen: nn.Module, group: list[Site], seed: int) -> Update:
+    def publish(self, state: Mapping[str, Tensor]) -> tuple[Method, Mapping[str, Tensor]]:
+        """PiSSA leaves as a plain LoRA of the base: of twice the rank, and of the same scaling."""
+        if self.init != "pissa":
+            return self, state
+        factor = math.sqrt(2) if self.rslora else 2.0
+        plain = {
+            "init": "kaiming",
+            "rank": 2 * self.rank,
+            "alpha": factor * self.alpha,
+            "ranks": {pattern: 2 * rank for pattern, rank in self.ranks.items()},
+            "alphas": {pattern: factor * alpha for pattern, alpha in self.alphas.items()},
+        }
+        return self.model_copy(update=plain), as_plain(state)
+
+    def _layer(self, frozen: nn.Module, group: list[Site], seed: int) -> LoRALayer:
+        table = isinstance(frozen, nn.Embedding)
+        if table and (self.dora or self.init == "pissa"):
+            key, other = ("dora", "false") if self.dora else ("init", "kaiming")
+            raise RecipeError(
+                f"method.{key}: {group[0].path} is a table of embeddings, and {'DoRA' if self.dora else 'PiSSA'} is of "
+                f"matrices; leave it out of method.targets, or set method.{key} to {other}"
+            )
         rows = {site.name: site.rows for site in group if site.name and site.rows}
+        update = self._update(frozen, group, rows, seed)
+        if self.dora:
+            return DoRALayer(frozen, update, self.dropout, rows)
+        return LoRALayer(frozen, update, 0.0 if table else self.dropout)
+
+    def _update(self, frozen: nn.Module, group: list[Site], rows: Mapping[str, Rows], seed: int) -> Update:
         if not rows:
             return self._pair(frozen, group[0], seed)
         size = out_features(frozen)
@@ -211,17 +138,21 @@ class LoRA(Method):
     def _pair(self, frozen: nn.Module, site: Site, seed: int) -> LowRank:
         out, in_ = _shape(frozen, site)
         rank = _first(self.ranks, site, self.rank)
-        if rank > min(out, in_):
-            most = f"the largest rank is {min(out, in_)}"
+        largest = min(out, in_) // (2 if self.init == "pissa" else 1)
+        if rank > largest:
+            most = f"the largest rank is {largest}"
+            most += ", since init: pissa publishes twice the rank" if self.init == "pissa" else ""
             raise RecipeError(f"method.rank: {rank} exceeds the {out}x{in_} matrix {_label(site)}; {most}")
         alpha = _first(self.alphas, site, self.alpha)
         scaling = alpha / math.sqrt(rank) if self.rslora else alpha / rank
-        table = isinstance(frozen, nn.Embedding)
-        pair = (LowRankEmbedding if table else LowRank)(in_, out, rank, scaling)
-        self._initialise(pair, torch.Generator().manual_seed(derive(seed, "lora", site.path, site.name or "")))
-        weight = frozen.weight
-        assert isinstance(weight, Tensor)
-        return pair.to(weight.device) if not weight.is_meta else pair.to("meta")
+        kind = LowRankEmbedding if isinstance(frozen, nn.Embedding) else Principal if self.init == "pissa" else LowRank
+        pair = kind(in_, out, rank, scaling)
+        weight = frozen.get_parameter("weight")
+        if not isinstance(pair, Principal):
+            self._initialise(pair, torch.Generator().manual_seed(derive(seed, "lora", site.path, site.name or "")))
+        elif not weight.is_meta:
+            pair.begin(matrix(frozen, site.rows))
+        return pair.to(weight.device)
 
     def _initialise(self, pair: LowRank, generator: torch.Generator) -> None:
         if isinstance(pair, LowRankEmbedding):

@@ -85,7 +85,7 @@ def optimise(
     for rows in steps:
         lr = rates[rows.number - 1]
         for group in trainee.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_ratio"]
         count = int(targets[rows.rows].sum())
         loss = _gradient_with_room(trainee, data, rows, lengths, count, train.seed)
         norm = _clip(trainee, train.max_grad_norm)

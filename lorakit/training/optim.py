@@ -1,6 +1,7 @@
 """The optimiser and the learning rate."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,44 @@ from lorakit.data.batches import step_rows, steps_per_epoch
 from lorakit.schedule import Train
 
 
-def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases and norms (one dimension) do not, as in transformers' Trainer."""
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, lr_b_ratio: float | None = None
+) -> list[dict[str, Any]]:
+    """What is trained, by weight decay and rate.
+
+    Matrices decay; biases and norms (one dimension) do not, as in transformers' Trainer. With LoRA+ (Hayou et al. 2024,
+    arXiv 2402.12354) the B matrices, and with them biases and norms, as in the authors' code and PEFT's, learn faster.
+
+    Args:
+        parameters: By canonical name.
+        weight_decay: Of the matrices.
+        lr_b_ratio: LoRA+'s: the rate of B over that of A.
+
+    Returns:
+        AdamW's groups, none of them empty; `lr_ratio` is what the schedule's rate is multiplied with.
+    """
+    fast = 1.0 if lr_b_ratio is None else lr_b_ratio
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        matrix = parameter.ndim > 1
+        ratio = fast if not matrix or is_b(name) else 1.0
+        groups.setdefault((weight_decay if matrix else 0.0, ratio), []).append(parameter)
+    order = sorted(groups, key=lambda key: (-key[0], key[1]))
+    return [{"params": groups[key], "weight_decay": key[0], "lr_ratio": key[1]} for key in order]
 
 
-def build_optimizer(train: Train, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW (decoupled decay) over what is trained."""
+def is_b(name: str) -> bool:
+    """Whether a parameter is the B of a low-rank pair."""
+    return ".update." in name and name.endswith(".B")
+
+
+def build_optimizer(train: Train, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW (decoupled decay) over what is trained, by canonical name."""
     settings = train.optimizer
-    groups = parameter_groups(parameters, train.weight_decay)
-    on_gpu = parameters[0].is_cuda
+    groups = parameter_groups(parameters, train.weight_decay, settings.lr_b_ratio)
+    for group in groups:
+        group["lr"] = train.lr * group["lr_ratio"]
+    on_gpu = next(iter(parameters.values())).is_cuda
     return torch.optim.AdamW(
         groups, lr=train.lr, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, fused=on_gpu
     )

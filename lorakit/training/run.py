@@ -19,6 +19,7 @@ from lorakit.data.batches import Limit, step_rows, steps_per_epoch
 from lorakit.errors import CheckpointError, RecipeError
 from lorakit.evaluate import Evaluation, Part, SplitData, evaluate, write_records
 from lorakit.meter import Meter
+from lorakit.methods.base import publish
 from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe, dump, flat, load
 from lorakit.report import shown, write_report
@@ -356,11 +357,8 @@ def _finish(run: Run, signals: StopSignals) -> None:
         final.append(whole)
         _tell(run, "final", step, len(data.rows), whole)
         write_records(run.directory / "predictions" / f"{whole.split}.jsonl", whole.records)
-    published: dict[str, Tensor] = dict(state)
-    for method in run.prepared.methods:
-        _, out = method.publish(published)
-        published = dict(out)
-    save_adapter(run.directory / ADAPTER, published, run.provenance)
+    methods, published = publish(run.prepared.methods, state)
+    save_adapter(run.directory / ADAPTER, published, run.provenance.of_methods(methods))
     write_report(run.directory, report_of(run, final))
 
 

@@ -150,7 +150,7 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     total = total_steps(recipe.train, len(data.encoded))
     # Evaluation never smooths: `eval` must find the same loss, and runs be comparable.
     plain = objective(recipe.task.head, prepared.model)
-    subject = Subject(prepared.model, prepared.tokenizer, plain, accelerator.device, precision)
+    subject = Subject(prepared.model, prepared.tokenizer, plain, accelerator.device, precision, prepared.slots)
     return Run(
         recipe=_resolved(recipe, prepared),
         directory=out,
@@ -199,7 +199,7 @@ def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any) -> Trainee:
     if recipe.train.gradient_checkpointing:
         checkpoint_gradients(model)
     names_of = trainable_parameters(model)
-    optimizer = build_optimizer(recipe.train, list(names_of.values()))
+    optimizer = build_optimizer(recipe.train, names_of)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     return Trainee(
         accelerator,

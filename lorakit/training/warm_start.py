@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lorakit.checkpoint import Provenance, adapter_file, read_adapter
 from lorakit.errors import CheckpointError
-from lorakit.methods import METHODS
 from lorakit.model import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
@@ -98,7 +97,8 @@ def warm_start(source: Source, prepared: Prepared, progress: Progress) -> dict[s
     Raises:
         CheckpointError: The other run has another base, method or set of tensors; names every difference.
     """
-    if problems := _differences(source.provenance, Provenance.of(prepared), source.rule):
+    there = source.provenance.of_methods(source.provenance.read_methods())  # with keys that came later
+    if problems := _differences(there, Provenance.of(prepared), source.rule):
         raise CheckpointError(*problems)
     own, found = trainable_parameters(prepared.model), source.state
     head = [name for name in own if prepared.in_head(name)]
@@ -136,15 +136,10 @@ def _other_methods(there: list[dict[str, Any]], here: list[dict[str, Any]], wher
     if names[0] != names[1]:
         return [f"{where} by the method {names[0]}, and this recipe has {names[1]}"]
     problems = []
-    for before, now in zip(map(_complete, there), here, strict=True):
+    for before, now in zip(there, here, strict=True):
         problems += [
             f"{where} with method.{key} {json.dumps(before.get(key))}, and this recipe has {json.dumps(now.get(key))}"
             for key in dict.fromkeys([*before, *now])
             if before.get(key) != now.get(key)
         ]
     return problems
-
-
-def _complete(method: dict[str, Any]) -> dict[str, Any]:
-    """A method's keys with those that it had not yet when the adapter was written."""
-    return METHODS[method["name"]].model_validate_json(json.dumps(method)).model_dump(mode="json")

@@ -236,3 +236,19 @@ def test_dropout_is_a_function_of_the_step(tmp_path: Path, tiny: Callable[[str],
     assert [step.loss for step in whole] == [step.loss for step in again]
     dry = small_recipe(tmp_path, tiny("gpt2"), "completion", train=FIVE)
     assert trained(dry, tmp_path / "run")[0][3].loss != whole[3].loss
+
+
+def test_loraplus_multiplies_the_rate_of_every_step(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    """After the first step of AdamW every element has moved by its rate, or a little less."""
+    train = {"optimizer": {"lr_b_ratio": 4}, "lr": 1e-3, "weight_decay": 0, "steps": 5, "epochs": None}
+    prepared = set_up(small_recipe(tmp_path, tiny("bert"), train=train), tmp_path / "run", Silent())
+    for group in prepared.trainee.optimizer.param_groups:
+        group["lr"] = 77.0  # the loop sets it
+    before = trainable_state(prepared.prepared.model)
+    (step,) = steps_of(prepared, 1)
+    moved = {name: value - before[name] for name, value in trainable_state(prepared.prepared.model).items()}
+    assert step.lr == 1e-3
+    for name, expected in {".B": 4e-3, "classifier.bias": 4e-3, "classifier.weight": 1e-3}.items():
+        found = [delta.abs().max().item() for key, delta in moved.items() if key.endswith(name)]
+        assert found
+        assert found == pytest.approx([expected] * len(found), rel=0.05)
