@@ -63,7 +63,7 @@ def curves(
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(SIZE)
+    figure, axes = figure_of(SIZE)
     for curve, colour in zip(drawn, (BLUE, ORANGE), strict=False):
         if curve.style == "noise" and len(curve.points) > FEW:
             _noisy(axes, curve, colour)
@@ -78,7 +78,7 @@ def curves(
     if drawn[0].style != "line":
         _legend(figure)
     alt = f"{ylabel} over {steps:,} steps: {', '.join(_ends(curve) for curve in drawn)}"
-    return _picture(figure, name, alt)
+    return picture_of(figure, name, alt)
 
 
 def confusion(name: str, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Picture:
@@ -88,7 +88,7 @@ def confusion(name: str, matrix: Sequence[Sequence[int]], labels: Sequence[str])
     count = len(labels)
     names = [_short(label, 18) for label in labels]
     cells, beside = min(7.0, 0.62 * count), 0.08 * max(map(len, names))
-    figure, axes = _figure((cells + beside + 0.6, cells + 0.6 + 0.7 * beside))
+    figure, axes = figure_of((cells + beside + 0.6, cells + 0.6 + 0.7 * beside))
     for i, row in enumerate(matrix):
         for j, cell in enumerate(row):
             share = cell / max(1, sum(row))
@@ -105,22 +105,23 @@ def confusion(name: str, matrix: Sequence[Sequence[int]], labels: Sequence[str])
     axes.tick_params(length=0)
     right = sum(matrix[i][i] for i in range(count))
     total = sum(map(sum, matrix))
-    return _picture(figure, name, f"confusion matrix of {count} classes: {right:,} of {total:,} rows on the diagonal")
+    return picture_of(figure, name, f"confusion matrix of {count} classes: {right:,} of {total:,} rows on the diagonal")
 
 
 def scatter(name: str, labels: Sequence[float], predictions: Sequence[float]) -> Picture:
     """Predicted numbers over the true ones, with the line where both are equal; at most DOTS of them."""
-    figure, axes = _figure((4.2, 4.0))
+    figure, axes = figure_of((4.2, 4.0))
     apart = -(-len(labels) // DOTS)
     low, high = min(*labels, *predictions), max(*labels, *predictions)
     axes.plot([low, high], [low, high], color=ORANGE, linewidth=1, linestyle="--", label="prediction = label")
     axes.plot(labels[::apart], predictions[::apart], "o", color=BLUE, alpha=0.4, markersize=4, markeredgewidth=0)
     axes.set(xlabel="label", ylabel="prediction", aspect="equal")
     _legend(figure)
-    return _picture(figure, name, f"predictions over labels of {len(labels[::apart]):,} rows")
+    return picture_of(figure, name, f"predictions over labels of {len(labels[::apart]):,} rows")
 
 
-def _figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+def figure_of(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+    """An empty figure of this size in inches, in our style."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -155,7 +156,8 @@ def _noisy(axes: "Axes", curve: Curve, colour: str) -> None:
     axes.plot(x, smooth, color=colour, linewidth=1.8, label=f"{curve.label} (mean of {steps:,})")
 
 
-def _picture(figure: "Figure", name: str, alt: str) -> Picture:
+def picture_of(figure: "Figure", name: str, alt: str) -> Picture:
+    """A drawn figure as both kinds of picture."""
     import matplotlib
     from matplotlib.text import Text
 

@@ -1,0 +1,58 @@
+"""The command line: thin commands, and the only place that prints errors and exits.
+
+Heavy imports stand inside the commands, so that `lorakit --help` answers at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from lorakit import __version__
+from lorakit.cli.shared import app
+from lorakit.console import print_errors
+from lorakit.errors import LorakitError
+
+# Each adds its commands to the application, and `--help` lists them in this order.
+# isort: off
+from lorakit.cli import recipes, runs, compare, results
+# isort: on
+
+__all__ = ["app", "compare", "main", "recipes", "results", "runs"]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"lorakit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fine-tune language models with LoRA from YAML recipes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exit 0, 1 (the run failed), 2 (the recipe or an argument is wrong), or 128 + signal."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app([word for word in given if word != "--debug"], prog_name="lorakit", standalone_mode=True)
+    except LorakitError as error:
+        if debug:
+            traceback.print_exc()
+        print_errors(error.problems, error.prefix)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else "; --debug shows where"
+        print_errors((f"unexpected {type(error).__name__}: {error}{hint}",), LorakitError.prefix)
+        sys.exit(1)
