@@ -109,7 +109,7 @@ def deploy(prepared: "Prepared", name: str, methods: "Sequence[Method]", *, both
     Raises:
         RecipeError: A target or an option does not fit the model.
     """
-    from lorakit.methods.base import Adapted, publish
+    from lorakit.methods.base import Adapted, publish, slots_of
 
     published, _ = publish([method.resolve(prepared.row) for method in methods], {})
     model = _shared_copy(prepared.model)
@@ -121,7 +121,7 @@ def deploy(prepared: "Prepared", name: str, methods: "Sequence[Method]", *, both
         # A method that trains the base's own parameters has released them, in float32; the base shares them.
         prepared.model.requires_grad_(False).to(dtype)
     model.requires_grad_(False).to(device=device, dtype=dtype).eval()
-    slots = next((method.slots for method in published if method.slots.count), NO_SLOTS)
+    slots = slots_of(published)
     unmerged = Deployed(name, model, slots)
     if any(method.unmergeable() for method in published):
         return [unmerged]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorakit.arch import Architecture, architecture, max_tokens
 from lorakit.bases import Located, locate
-from lorakit.data.slots import NO_SLOTS, Slots
+from lorakit.data.slots import Slots
 from lorakit.errors import ModelError, RecipeError
 from lorakit.runtime import derive
 from lorakit.section import Section
@@ -90,7 +90,9 @@ class Prepared:
     @property
     def slots(self) -> Slots:
         """Places in every row of vectors that a method trains."""
-        return next((method.slots for method in self.methods if method.slots.count), NO_SLOTS)
+        from lorakit.methods.base import slots_of
+
+        return slots_of(self.methods)
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter is of the task's head, and not of a method's update to it."""

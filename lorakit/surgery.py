@@ -41,6 +41,11 @@ def release(parameter: nn.Parameter) -> None:
     parameter.requires_grad_(True)
 
 
+def biases(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every bias by its name, of projections and norms alike."""
+    return {name: parameter for name, parameter in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+
+
 def even_norms(model: nn.Module) -> None:
     """Bring layer norms of which a part is released to float32 as a whole: their CPU kernel takes no mixed weights."""
     for norm in model.modules():

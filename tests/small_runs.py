@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from lorakit.checkpoint import head_of
 from lorakit.data.rows import CompletionRow, TextRow
+from lorakit.model import Prepared, prepare
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, load
 from lorakit.tasks.made_up import completion_rows, text_rows
@@ -105,6 +110,22 @@ def expected_files(steps: Sequence[int], kind: str = "classification") -> set[st
     """What `files` must be for a finished run with checkpoints at these steps."""
     saved = {f"checkpoints/step-{step}/{name}" for step in steps for name in IN_CHECKPOINT}
     return FILES | PLOTS.get(kind, set()) | saved
+
+
+def logits(model: Any) -> Tensor:
+    """Of two rows, the second padded."""
+    ids = torch.randint(10, 200, (2, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    with torch.no_grad():
+        out: Tensor = model.eval()(input_ids=ids, attention_mask=mask).logits
+    return out[mask.bool()] if out.ndim == 3 else out
+
+
+def prepared(recipe: Path, methods: bool) -> Prepared:
+    """A recipe's model with its methods, or the bare base."""
+    loaded = load(recipe)
+    return prepare(loaded.model, loaded.method if methods else [], head_of(loaded), loaded.train.seed)
 
 
 def same_result(one: Path, other: Path) -> None:

@@ -1,29 +1,16 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from small_runs import recipe_file, run
-from torch import Tensor
+from small_runs import logits, prepared, recipe_file, run
 
-from lorakit.checkpoint import head_of, open_run, save_adapter
+from lorakit.checkpoint import open_run, save_adapter
 from lorakit.cli import main
-from lorakit.model import Prepared, prepare
 from lorakit.recipe import load
 
 CASES = [("bert", "classification"), ("roberta", "classification"), ("gpt2", "completion"), ("llama", "completion")]
-
-
-def logits(model: Any) -> Tensor:
-    """Of two rows, the second padded."""
-    ids = torch.randint(10, 200, (2, 12), generator=torch.Generator().manual_seed(3))
-    mask = torch.ones_like(ids)
-    mask[1, 8:] = 0
-    with torch.no_grad():
-        out: Tensor = model.eval()(input_ids=ids, attention_mask=mask).logits
-    return out[mask.bool()] if out.ndim == 3 else out
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case[0])
@@ -31,11 +18,6 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path, tiny: Callable[[str],
     model_type, kind = request.param
     method = {"dropout": 0.1, "rank": 4, "targets": ["q", "k", "v", "o", "up", "down"]}
     return recipe_file(tmp_path, tiny(model_type), kind, method=method, train={"select": "last"})
-
-
-def prepared(recipe: Path, methods: bool) -> Prepared:
-    loaded = load(recipe)
-    return prepare(loaded.model, loaded.method if methods else [], head_of(loaded), loaded.train.seed)
 
 
 def test_step_0_is_the_base_bit_for_bit(recipe: Path) -> None:

@@ -111,6 +111,11 @@ class Method(Section):
         return None
 
 
+def slots_of(methods: Sequence[Method]) -> Slots:
+    """Places that a run's methods need: at most one of them has any."""
+    return next((method.slots for method in methods if method.slots.count), NO_SLOTS)
+
+
 def publish(methods: Sequence[Method], state: Mapping[str, Tensor]) -> tuple[list[Method], dict[str, Tensor]]:
     """The methods of a run and its adapter as they leave it."""
     published: list[Method] = []

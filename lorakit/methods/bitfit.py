@@ -7,7 +7,7 @@ from torch import nn
 from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Coverage, Method
-from lorakit.surgery import canonical, release
+from lorakit.surgery import biases, canonical, release
 
 
 class BitFit(Method):
@@ -25,11 +25,7 @@ class BitFit(Method):
 
     def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
         """Release every frozen bias; the task's head is trained anyway."""
-        chosen = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if name.rpartition(".")[2] == "bias" and not parameter.requires_grad
-        }
+        chosen = {name: parameter for name, parameter in biases(model).items() if not parameter.requires_grad}
         if not chosen:
             raise RecipeError(
                 f"method: bitfit trains biases, and this {row.model_type} model has none; use lora, or adapter"

@@ -21,7 +21,7 @@ from lorakit.methods.dora import DoRALayer
 from lorakit.methods.low_rank import LoRALayer, LowRank, LowRankEmbedding, RowBlocks, Update
 from lorakit.methods.pissa import Principal, as_plain, matrix
 from lorakit.runtime import derive
-from lorakit.surgery import release, replace
+from lorakit.surgery import biases, release, replace
 from lorakit.targets import Site, locate, out_features
 
 _TINY = 4
@@ -178,7 +178,7 @@ class LoRA(Method):
         if self.bias == "none":
             return
         if self.bias == "all":
-            chosen = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"]
+            chosen = list(biases(model).values())
         else:
             layers = [model.get_submodule(path) for path in sites]
             chosen = [layer.bias for layer in layers if isinstance(layer.bias, nn.Parameter)]

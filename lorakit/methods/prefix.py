@@ -11,7 +11,7 @@ import torch
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from lorakit.arch import Architecture
+from lorakit.arch import Architecture, Rows
 from lorakit.data.slots import PLACEHOLDER, Slots
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Coverage, Method
@@ -52,25 +52,26 @@ class Places(nn.Module):
         ids = ids.where(ids < PLACEHOLDER, self.stand_in)
         return ((ids, *args[1:]), kwargs) if args else (args, {**kwargs, "input_ids": ids})
 
-    def put(self, hidden: Tensor, vectors: Tensor) -> Tensor:
+    def put(self, hidden: Tensor, vectors: Tensor, columns: Rows | None = None) -> Tensor:
         """Overwrite the places.
 
         Args:
             hidden: (batch, seq, dim).
-            vectors: (count, dim).
+            vectors: (count, columns).
+            columns: Of `hidden`; None for all.
 
         Returns:
             A fresh tensor of `hidden`'s shape and dtype.
         """
         if self.at is None:
             return hidden
-        rows = vectors.to(hidden.dtype).expand(len(hidden), -1, -1)
-        return hidden.scatter(1, self.at[..., None].expand_as(rows), rows)
-
-    def taken(self, hidden: Tensor) -> Tensor:
-        """(batch, seq, dim) → (batch, count, dim): what stands in the places."""
-        assert self.at is not None
-        return hidden.gather(1, self.at[..., None].expand(-1, -1, hidden.shape[-1]))
+        at = self.at[..., None].expand(-1, -1, hidden.shape[-1])
+        values = vectors.to(hidden.dtype).expand(len(hidden), -1, -1)
+        if columns is not None:
+            whole = hidden.gather(1, at)
+            whole[..., columns if isinstance(columns, slice) else list(columns)] = values
+            values = whole
+        return hidden.scatter(1, at, values)
 
 
 def reader(model: nn.Module) -> nn.Module:

@@ -90,14 +90,7 @@ class _After:
             return projected
         self.layer.due.discard(self.name)
         assert owner.now is not None
-        vectors = owner.now[:, self.columns]
-        if self.rows is None:
-            return owner.places.put(projected, vectors)
-        rows = self.rows if isinstance(self.rows, slice) else torch.tensor(self.rows, device=projected.device)
-        mixed = owner.places.taken(projected)
-        mixed[..., rows] = vectors.to(mixed.dtype)
-        at = owner.places.at[..., None].expand_as(mixed)
-        return projected.scatter(1, at, mixed)
+        return owner.places.put(projected, owner.now[:, self.columns], self.rows)
 
 
 class PrefixKV(PrefixMethod):

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import recipe_file, run, same_result
-from torch import Tensor
+from small_runs import logits, prepared, recipe_file, run, same_result
 
 import lorakit.training.run as run_module
-from lorakit.checkpoint import head_of, open_run
+from lorakit.checkpoint import open_run
 from lorakit.cli import main
 from lorakit.errors import RecipeError
-from lorakit.model import Prepared, prepare
+from lorakit.model import Prepared
 from lorakit.recipe import load
 from lorakit.surgery import canonical, trainable_parameters
 from lorakit.training.loop import Step, optimise
@@ -37,24 +36,9 @@ IN_PLACE = [case for case in CASES if case[0] in ("top_layers", "bitfit")]
 Tiny = Callable[[str], Path]
 
 
-def logits(model: Any) -> Tensor:
-    """Of two rows, the second padded."""
-    ids = torch.randint(10, 200, (2, 12), generator=torch.Generator().manual_seed(3))
-    mask = torch.ones_like(ids)
-    mask[1, 8:] = 0
-    with torch.no_grad():
-        out: Tensor = model.eval()(input_ids=ids, attention_mask=mask).logits
-    return out[mask.bool()] if out.ndim == 3 else out
-
-
 def recipe_of(folder: Path, base: Path, method: str, model: str) -> Path:
     whole = {"rank": "absent", "alpha": "absent", **METHODS[method]}
     return recipe_file(folder, base, MODELS[model], method=whole, train={"select": "last", "save_every": 2})
-
-
-def prepared(recipe: Path, methods: bool) -> Prepared:
-    loaded = load(recipe)
-    return prepare(loaded.model, loaded.method if methods else [], head_of(loaded), loaded.train.seed)
 
 
 @dataclass
