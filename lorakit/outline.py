@@ -11,6 +11,7 @@ from torch import nn
 from lorakit.arch import Architecture, architecture, max_tokens
 from lorakit.configs import CONFIGS
 from lorakit.errors import DataError, ModelError
+from lorakit.head_bias import regression_bias
 from lorakit.methods.base import Coverage, Method
 from lorakit.model import Base, Head, Prepared, attach, build_skeleton, prepare, suit
 from lorakit.recipe import Recipe
@@ -87,6 +88,8 @@ def outline(recipe: Recipe, on_cuda: bool, hint: str = "") -> Outline:
             raise ModelError(f"{error}{hint}") from error
         return _from_table(base, known, head, recipe, on_cuda)
     found = prepare(base, recipe.method, head, seed, skeleton=True)
+    if recipe.train.head_bias == "mean":
+        regression_bias(found.model, found.row, found.file_names)
     entries = model_entries(located.directory).values()
     dtypes = {_DTYPES.get(entry.dtype, torch.float32) for entry in entries}
     dtype = frozen_dtype(base, next(iter(dtypes)) if len(dtypes) == 1 else None, on_cuda)
@@ -114,6 +117,8 @@ def _from_table(base: Base, fields: dict[str, Any], head: Head, recipe: Recipe, 
         raise ModelError(f"model.base: {base.base}: a {row.model_type} model cannot generate; the task needs a decoder")
     model = build_skeleton(base, config, head)
     coverage = attach(model, row, recipe.method, head, set(), recipe.train.seed)
+    if recipe.train.head_bias == "mean":
+        regression_bias(model, row)
     methods = [method.resolve(row) for method in recipe.method]
     dtype = frozen_dtype(base, config.dtype, on_cuda)
     cast_frozen(model, dtype)

@@ -192,6 +192,8 @@ class Recipe(Section):
             )
         if task and train.label_smoothing and task.kind == "regression":
             problems["label_smoothing",] = "a regression task has no classes to smooth; set it to 0"
+        if task and train.head_bias == "mean" and task.kind != "regression":
+            problems["head_bias",] = f"{task.name} ({task.kind}) has no scores to take the mean of; set it to zero"
         methods = info.data.get("method")
         if methods and train.optimizer.lr_b_ratio is not None and all(method.name != "lora" for method in methods):
             problems["optimizer", "lr_b_ratio"] = "LoRA+ is of LoRA's B matrices; use method lora, or set this to null"

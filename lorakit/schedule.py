@@ -94,6 +94,9 @@ class Train(Section):
     """Keep fewer activations and compute them again: less memory, about a third more time."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target's probability that is spread over all classes or tokens."""
+    head_bias: Literal["zero", "mean"] = "zero"
+    """Where the bias of a regression head begins: zero, as in the authors' code; mean: at the mean score of the
+    training rows, which a head that begins at zero must find first (STS-B's scores go from 0 to 5)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the initial values, the order of the rows and the dropout."""
     eval_every: Literal["epoch"] | PositiveInt = "epoch"

@@ -139,7 +139,7 @@ def _started(small: Recipe, scratch: Path, progress: Progress) -> Recipe:
         )
     progress.say(f"first a tiny run to start from, in the place of {small.train.init_from.run}")
     directory = scratch / "origin"
-    alone = small.train.model_copy(update={"init_from": None, "select": None})
+    alone = small.train.model_copy(update={"init_from": None, "select": None, "head_bias": "zero"})
     train(small.model_copy(update={"name": "origin", "task": task, "train": alone, "paper": None}), directory, progress)
     init_from = small.train.init_from.model_copy(update={"run": str(directory)})
     return small.model_copy(update={"train": small.train.model_copy(update={"init_from": init_from})})

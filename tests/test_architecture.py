@@ -55,6 +55,7 @@ LAYERS = (
     "lengths",
     "memory",
     "modules",
+    "head_bias",
     "meter",
     "outline",
     "forecast",

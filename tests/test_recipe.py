@@ -41,8 +41,8 @@ train:
 E2E = GLUE.replace("name: glue\n  subset: mnli", "name: e2e")
 TRAIN_KEYS = (
     "epochs, steps, batch_size, micro_batch_size, optimizer, lr, schedule, warmup, weight_decay, max_grad_norm, "
-    "precision, gradient_checkpointing, label_smoothing, seed, eval_every, save_every, select, eval_limit, patience, "
-    "init_from, track"
+    "precision, gradient_checkpointing, label_smoothing, head_bias, seed, eval_every, save_every, select, eval_limit, "
+    "patience, init_from, track"
 )
 
 
@@ -86,6 +86,7 @@ def test_the_smallest_recipe_and_its_defaults() -> None:
         precision="auto",
         gradient_checkpointing=False,
         label_smoothing=0.0,
+        head_bias="zero",
         seed=0,
         eval_every="epoch",
         save_every="epoch",
@@ -408,6 +409,11 @@ BAD: list[tuple[str, str, list[str]]] = [
         GLUE.replace("mnli", "stsb") + "  label_smoothing: 0.1\n",
         "",
         ["r.yaml:12: train.label_smoothing: a regression task has no classes to smooth; set it to 0"],
+    ),
+    (
+        GLUE + "  head_bias: mean\n",
+        "",
+        ["r.yaml:12: train.head_bias: glue (classification) has no scores to take the mean of; set it to zero"],
     ),
     (
         GLUE + "generate:\n  max_new_tokens: 5\n",

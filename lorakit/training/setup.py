@@ -13,6 +13,7 @@ from lorakit.data.batches import Limit, steps_per_epoch
 from lorakit.errors import DataError, RecipeError
 from lorakit.evaluate import Evaluation, SplitData, Subject, read_split, resolve_precision
 from lorakit.forecast import Predictor, batches_of
+from lorakit.head_bias import regression_bias, start_at_mean
 from lorakit.memory import checkpoint_gradients
 from lorakit.meter import Meter
 from lorakit.model import Prepared, prepare
@@ -145,6 +146,8 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     data = read_split(recipe.task, "train", prepared, progress)
     if not data.encoded.targets.all():
         raise DataError("train: a row has nothing to learn")
+    if recipe.train.head_bias == "mean":
+        start_at_mean(regression_bias(prepared.model, prepared.row, prepared.file_names), data.rows)
     validation = [read_split(recipe.task, split, prepared, progress) for split in names]
     trainee = _trainee(recipe, prepared, accelerator)
     total = total_steps(recipe.train, len(data.encoded))
