@@ -65,6 +65,12 @@ class Trainee:
     pad_id: int
     limit: Limit
 
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        """Without Accelerate's wrapping."""
+        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner
+
 
 def optimise(
     trainee: Trainee, data: Encoded, steps: Iterable[StepRows], train: Train, rates: list[float]

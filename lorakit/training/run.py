@@ -1,40 +1,33 @@
 """A whole run: from a recipe to a run directory."""
 
-import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, read_adapter, save_adapter
 from lorakit.data.batches import Limit, step_rows, steps_per_epoch
-from lorakit.errors import CheckpointError, RecipeError
 from lorakit.evaluate import Evaluation, Part, SplitData, evaluate, write_records
 from lorakit.meter import Meter
 from lorakit.methods.base import publish
 from lorakit.progress import Bar, Progress
-from lorakit.recipe import Recipe, dump, flat, load
+from lorakit.recipe import Recipe
 from lorakit.report import shown, write_report
-from lorakit.runtime import disk_errors, write_atomic
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
+from lorakit.training.begin import begin, check_directory, check_same
 from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
 from lorakit.training.loop import Step, optimise
 from lorakit.training.optim import rate, warmup_steps
 from lorakit.training.setup import Run, machine_of, plan_of, report_of, set_up
-from lorakit.training.state import Best, TrainingState, newest_checkpoint, restore_optimizer, save_checkpoint, sweep
+from lorakit.training.state import Best, save_checkpoint
 from lorakit.training.track import tracking
 from lorakit.training.warm_start import read_source, warm_start
-
-_NO_MATTER = ("train.track",)
-"""Keys that cannot change the result: a resumed run may have other values."""
 
 
 def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -50,107 +43,20 @@ def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False
     Raises:
         LorakitError: Anything that a person can mend; files of earlier runs and checkpoints stay whole.
     """
-    _check_directory(out, resume, overwrite)
+    check_directory(out, resume, overwrite)
     if resume and (out / RECIPE).is_file():
-        _check_same(out / RECIPE, recipe, given=True)  # and once more when the base has filled in the rest
+        check_same(out / RECIPE, recipe, given=True)  # and once more when the base has filled in the rest
     source = read_source(recipe, out, resume)
     with Meter() as meter:
         run = set_up(recipe, out, progress, meter)
         if source is not None:
             run.state.init_from = warm_start(source, run.prepared, progress)
         with StopSignals() as signals:  # before, nothing has been done that would have to be saved
-            _begin(run, resume)
+            begin(run, resume)
             with tracking(run):
                 _steps(run, signals)
                 _finish(run, signals)
     return run
-
-
-def _check_directory(out: Path, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise RecipeError("--resume and --overwrite exclude each other")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / RECIPE).is_file():
-        raise RecipeError(f"{out} exists and is no run directory; choose another --out")
-    if not (resume or overwrite):
-        raise RecipeError(
-            f"{out} exists: continue it with --resume, replace it with --overwrite, or choose another --out"
-        )
-
-
-def _begin(run: Run, resume: bool) -> None:
-    """Make the directory, or pick up an earlier run where its newest checkpoint left it.
-
-    An earlier run is removed only here: a base or a data file that is wrong has spoken before.
-    """
-    file = run.directory / RECIPE
-    if resume and file.is_file():
-        _check_same(file, run.recipe)
-    found = newest_checkpoint(run.directory) if resume else None
-    run.trainee.accelerator.wait_for_everyone()  # all have read it
-    if run.main and resume:
-        sweep(run.directory, None if found is None else found[0])
-    elif run.main and file.is_file():
-        with disk_errors(run.directory):
-            shutil.rmtree(run.directory)
-    if run.main:
-        write_atomic(file, dump(run.recipe))
-    if found is None:
-        run.history.rewind(0, evaluated=True)
-        return
-    checkpoint, state, adapter = found
-    _take_up_plan(run, state)
-    _warn_if_moved(run, state)
-    load_trainable(run.prepared.model, adapter, str(checkpoint))
-    names = trainable_parameters(run.prepared.model)
-    restore_optimizer(checkpoint, state, _inner(run.trainee.optimizer), names)
-    if state.scaler and run.trainee.accelerator.scaler is not None:
-        run.trainee.accelerator.scaler.load_state_dict(state.scaler)
-    run.state = state
-    run.history.rewind(state.step, state.evaluated)
-    run.progress.say(f"resuming after step {state.step} of {run.total}")
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
-
-
-def _check_same(file: Path, recipe: Recipe, given: bool = False) -> None:
-    """Refuse a recipe that is not the run's own; of one as `given`, only what the base and the data do not fill in."""
-    before, now = flat(load(file)), flat(recipe)
-    changed = [
-        f"{file}: {key} was {_written(before, key)} and is {_written(now, key)} now: "
-        "--resume needs the run's own recipe"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
-        and not key.startswith(_NO_MATTER)
-        and not any(other.startswith(f"{key}.") for other in (*before, *now))  # an empty mapping, told by what it lacks
-        and not (given and now.get(key) is None)
-    ]
-    if changed:
-        raise CheckpointError(*changed)
-
-
-def _written(values: dict[str, Any], key: str) -> str:
-    """A value as a recipe has it."""
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
-
-
-def _take_up_plan(run: Run, state: TrainingState) -> None:
-    """Go on with the micro-batches of before, which may have been halved when memory ran out."""
-    if state.plan.get("processes") == plan_of(run)["processes"]:
-        run.trainee.limit = Limit(rows=state.plan["rows"], tokens=state.plan["tokens"])
-
-
-def _warn_if_moved(run: Run, state: TrainingState) -> None:
-    now = {**machine_of(run), **plan_of(run)}
-    moved = {
-        key: (value, now.get(key)) for key, value in {**state.machine, **state.plan}.items() if now.get(key) != value
-    }
-    for key, (before, after) in moved.items():
-        run.progress.say(f"warning: {key} was {before} and is {after} now: the last bits of the result may differ")
 
 
 def _steps(run: Run, signals: StopSignals) -> None:
@@ -334,7 +240,7 @@ def _save(run: Run) -> None:
     run.state.scaler = {} if scaler is None else {k: v for k, v in scaler.state_dict().items() if v is not None}
     run.state.plan, run.state.machine = plan_of(run), machine_of(run)
     names = trainable_parameters(run.prepared.model)
-    pair = (_inner(run.trainee.optimizer), names)
+    pair = (run.trainee.plain_optimizer, names)
     save_checkpoint(run.directory, run.state, trainable_state(run.prepared.model), run.provenance, pair)
 
 

@@ -1,0 +1,108 @@
+"""How a run begins: in a directory of its own, afresh or where its newest checkpoint left it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lorakit.checkpoint import RECIPE
+from lorakit.data.batches import Limit
+from lorakit.errors import CheckpointError, RecipeError
+from lorakit.recipe import Recipe, dump, flat, load
+from lorakit.runtime import disk_errors, write_atomic
+from lorakit.surgery import load_trainable, trainable_parameters
+from lorakit.training.setup import Run, machine_of, plan_of
+from lorakit.training.state import TrainingState, newest_checkpoint, restore_optimizer, sweep
+
+_NO_MATTER = ("train.track",)
+"""Keys that cannot change the result: a resumed run may have other values."""
+
+
+def check_directory(out: Path, resume: bool, overwrite: bool) -> None:
+    """Whether a run may have a directory.
+
+    Raises:
+        RecipeError: Somebody else's files are there, or a run that the person has not said to continue or replace.
+    """
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite exclude each other")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / RECIPE).is_file():
+        raise RecipeError(f"{out} exists and is no run directory; choose another --out")
+    if not (resume or overwrite):
+        raise RecipeError(
+            f"{out} exists: continue it with --resume, replace it with --overwrite, or choose another --out"
+        )
+
+
+def begin(run: Run, resume: bool) -> None:
+    """Make the directory, or pick up an earlier run where its newest checkpoint left it.
+
+    An earlier run is removed only here: a base or a data file that is wrong has spoken before.
+
+    Raises:
+        CheckpointError: The recipe is not that of the run that is continued, or a checkpoint does not fit the model.
+    """
+    file = run.directory / RECIPE
+    if resume and file.is_file():
+        check_same(file, run.recipe)
+    found = newest_checkpoint(run.directory) if resume else None
+    run.trainee.accelerator.wait_for_everyone()  # all have read it
+    if run.main and resume:
+        sweep(run.directory, None if found is None else found[0])
+    elif run.main and file.is_file():
+        with disk_errors(run.directory):
+            shutil.rmtree(run.directory)
+    if run.main:
+        write_atomic(file, dump(run.recipe))
+    if found is None:
+        run.history.rewind(0, evaluated=True)
+        return
+    checkpoint, state, adapter = found
+    _take_up_plan(run, state)
+    _warn_if_moved(run, state)
+    load_trainable(run.prepared.model, adapter, str(checkpoint))
+    names = trainable_parameters(run.prepared.model)
+    restore_optimizer(checkpoint, state, run.trainee.plain_optimizer, names)
+    if state.scaler and run.trainee.accelerator.scaler is not None:
+        run.trainee.accelerator.scaler.load_state_dict(state.scaler)
+    run.state = state
+    run.history.rewind(state.step, state.evaluated)
+    run.progress.say(f"resuming after step {state.step} of {run.total}")
+
+
+def check_same(file: Path, recipe: Recipe, given: bool = False) -> None:
+    """Refuse a recipe that is not the run's own; of one as `given`, only what the base and the data do not fill in."""
+    before, now = flat(load(file)), flat(recipe)
+    changed = [
+        f"{file}: {key} was {_written(before, key)} and is {_written(now, key)} now: "
+        "--resume needs the run's own recipe"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+        and not key.startswith(_NO_MATTER)
+        and not any(other.startswith(f"{key}.") for other in (*before, *now))  # an empty mapping, told by what it lacks
+        and not (given and now.get(key) is None)
+    ]
+    if changed:
+        raise CheckpointError(*changed)
+
+
+def _written(values: dict[str, Any], key: str) -> str:
+    """A value as a recipe has it."""
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
+
+
+def _take_up_plan(run: Run, state: TrainingState) -> None:
+    """Go on with the micro-batches of before, which may have been halved when memory ran out."""
+    if state.plan.get("processes") == plan_of(run)["processes"]:
+        run.trainee.limit = Limit(rows=state.plan["rows"], tokens=state.plan["tokens"])
+
+
+def _warn_if_moved(run: Run, state: TrainingState) -> None:
+    now = {**machine_of(run), **plan_of(run)}
+    moved = {
+        key: (value, now.get(key)) for key, value in {**state.machine, **state.plan}.items() if now.get(key) != value
+    }
+    for key, (before, after) in moved.items():
+        run.progress.say(f"warning: {key} was {before} and is {after} now: the last bits of the result may differ")
