@@ -35,7 +35,7 @@ from lorakit.methods import METHODS
 from lorakit.methods.base import Method
 from lorakit.model import Base
 from lorakit.recipe_errors import Misfit, Schema, explain, refusal_of
-from lorakit.schedule import Train, Warmup
+from lorakit.schedule import InitFrom, Train, Warmup
 from lorakit.section import Section
 from lorakit.tasks import TASKS
 from lorakit.tasks.base import Task
@@ -135,6 +135,8 @@ class Variation(Section):
     """Decoupled decay of all trained matrices."""
     warmup: Warmup | None = None
     """How long the learning rate rises; `{steps: 0}`: not at all."""
+    init_from: InitFrom | None = None
+    """Another run of this method to start from; null: as in the recipe, whose run is one of its own method."""
 
     @field_validator("steps")
     @classmethod

@@ -148,6 +148,25 @@ def test_the_command(tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[s
         assert all(any(line.startswith(label) for line in out.splitlines()) for label in labels)
 
 
+@pytest.mark.parametrize("json_", [False, True])
+def test_a_method_that_does_not_fit_is_left_out_and_said(
+    tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str], json_: bool
+) -> None:
+    file = recipe_file(tmp_path, tiny("llama"), "completion")
+    words = ["latency", str(file), "--methods", "bitfit,lora", "--batch", "1", "--length", "8", "--trials", "1"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, *(["--json"] if json_ else [])])
+    out, err = capsys.readouterr()
+    assert done.value.code == 1
+    reason = "method: bitfit trains biases, and this llama model has none; use lora, or adapter"
+    assert err == f"error: bitfit: {reason}\n"
+    if json_:
+        assert json.loads(out)["failed"] == {"bitfit": reason}
+        assert [cell["label"] for cell in json.loads(out)["cells"]] == [BASE, "lora (merged)", "lora (unmerged)"]
+    else:
+        assert "lora (unmerged)" in out and "bitfit" not in out
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [

@@ -53,20 +53,29 @@ def latency(
     from dataclasses import asdict
 
     from lorakit.compare.settings import check_names, read, recipe_for
-    from lorakit.latency import Grid, deploy, measure, prepare_base, table
+    from lorakit.latency import Deployed, Grid, deploy, measure, prepare_base, table
 
     given, names = read(recipe, overrides or []), _list(methods)
     check_names(given, names)
     grid = Grid(_numbers("--batch", batch), _numbers("--length", length), trials)
-    recipes = {name: recipe_for(given, name, given.recipe.train.seed) for name in names}
     base = prepare_base(given.recipe)
-    deployed = [one for name in names for one in deploy(base, name, recipes[name].method, both=True)]
-    cells = measure(base, deployed, grid, progress_for(quiet=json_))
-    if json_:
-        print(json.dumps({"device": str(base.model.device), "trials": trials, "cells": list(map(asdict, cells))}))
-        return
-    print_table(*table(cells))
-    print(f"batch × tokens; the median of {trials} passes on {base.model.device}, {base.model.dtype}")
+    deployed: list[Deployed] = []
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            deployed += deploy(base, name, recipe_for(given, name, given.recipe.train.seed).method, both=True)
+        except LorakitError as error:
+            failed[name] = "; ".join(error.problems).removeprefix(f"{name}: ")
+    if deployed:
+        cells = measure(base, deployed, grid, progress_for(quiet=json_))
+        facts = {"device": str(base.model.device), "trials": trials, "cells": list(map(asdict, cells))}
+        if json_:
+            print(json.dumps(facts | {"failed": failed}, ensure_ascii=False))
+        else:
+            print_table(*table(cells))
+            print(f"batch × tokens; the median of {trials} passes on {base.model.device}, {base.model.dtype}")
+    if failed:
+        raise LorakitError(*(f"{name}: {reason}" for name, reason in failed.items()))
 
 
 def _list(text: str) -> list[str]:

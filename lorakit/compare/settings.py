@@ -86,9 +86,23 @@ def recipe_for(given: Given, name: str, seed: int) -> Recipe:
     if not _is_own(recipe, name):
         values["paper"] = None  # the number is that of the recipe's own method
     made = _loaded(given, name, values)
+    _check_start(made, recipe, name)
     if own.lr is None and not _takes_own_rate(recipe, name):
         made = _loaded(given, name, {**values, "train.lr": made.method[0].usual_lr[int(given.decoder)]})
     return made
+
+
+def _check_start(made: Recipe, recipe: Recipe, name: str) -> None:
+    """Refuse to start one method from what another has trained: that could only fail later."""
+    start = made.train.init_from
+    if start is None or start != recipe.train.init_from:
+        return
+    mine, theirs = (" + ".join(section.name for section in one.method) for one in (made, recipe))
+    if mine != theirs:
+        raise RecipeError(
+            f"{name}: train.init_from.run: {start.run} is for {theirs}; name a run of this method in "
+            f"methods.{name}.init_from, or start all from the base with train.init_from=null"
+        )
 
 
 def slug(name: str) -> str:
@@ -122,7 +136,7 @@ def _sections(recipe: Recipe, name: str) -> list[tuple[dict[str, Any], dict[str,
 
 
 def _train_of(own: Variation) -> dict[str, Any]:
-    keys = ("lr", "epochs", "steps", "batch_size", "weight_decay", "warmup")
+    keys = ("lr", "epochs", "steps", "batch_size", "weight_decay", "warmup", "init_from")
     train = {key: value for key, value in own.model_dump(mode="json", include=set(keys)).items() if value is not None}
     if "epochs" in train or "steps" in train:
         train = {"epochs": None, "steps": None} | train

@@ -93,6 +93,19 @@ def test_the_map_s_values_reach_the_run_and_the_map_does_not(given: Make) -> Non
     assert recipe_for(given(methods={"lora": {"epochs": 5}}), "lora", 1).train.epochs == 5
 
 
+def test_a_run_to_start_from_is_one_of_the_same_method(given: Make) -> None:
+    mine = given(
+        train={"init_from": {"run": "runs/mnli"}}, methods={"bitfit": {"init_from": {"run": "runs/mnli-bitfit"}}}
+    )
+    for name, run in (("lora", "runs/mnli"), ("dora", "runs/mnli"), ("bitfit", "runs/mnli-bitfit")):
+        start = recipe_for(mine, name, 0).train.init_from
+        assert start is not None and start.run == run
+    wanted = "full: train.init_from.run: runs/mnli is for lora; name a run of this method in methods.full.init_from"
+    with pytest.raises(RecipeError, match=wanted):
+        recipe_for(mine, "full", 0)
+    assert recipe_for(given(overrides=("train.init_from=null",)), "full", 0).train.init_from is None
+
+
 def test_overrides_count_for_every_method(given: Make) -> None:
     mine = given(overrides=("train.batch_size=5", "method.rank=4", "train.optimizer.lr_b_ratio=4"))
     assert recipe_for(mine, "full", 0).train.batch_size == 5
