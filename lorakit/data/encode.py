@@ -4,6 +4,7 @@ Prompts lose their front, pairs their longer half, targets nothing: a row whose 
 counted.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,15 @@ class Encoded:
     def targets(self) -> NDArray[np.int64]:
         """Targets of each item: learned tokens, or 1 for a text row."""
         return np.array([_target_count(item) for item in self.items], dtype=np.int64)
+
+    def digest(self) -> str:
+        """A hash of all that a run learns from, or is measured on: token ids and labels, in order."""
+        found = hashlib.sha256()
+        for item in self.items:
+            found.update(len(item.input_ids).to_bytes(4, "little") + item.input_ids.tobytes() + item.labels.tobytes())
+            if item.token_type_ids is not None:
+                found.update(item.token_type_ids.tobytes())
+        return found.hexdigest()
 
 
 def _target_count(item: Item) -> int:

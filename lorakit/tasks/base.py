@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
 
@@ -53,6 +53,9 @@ class Scores:
 
 class Task(Section):
     """A data set in its official layout together with its official metrics."""
+
+    places: ClassVar[tuple[str, ...]] = ("path",)
+    """Keys that say where the data lie; they may change while the rows do not."""
 
     name: str
     max_length: PositiveInt | None = None

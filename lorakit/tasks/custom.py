@@ -12,7 +12,7 @@ task:
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -52,6 +52,7 @@ class Custom(Task):
 
     # `kind` and `labels` are the recipe's keys, but also what every task answers about itself: hence other names here
     model_config = ConfigDict(serialize_by_alias=True)
+    places: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
 
     name: Literal["custom"] = "custom"
     data_kind: DataKind = Field(alias="kind")

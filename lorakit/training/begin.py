@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from lorakit.data.batches import Limit
 from lorakit.errors import CheckpointError, RecipeError
 from lorakit.recipe import Recipe, dump, flat, load
 from lorakit.runtime import disk_errors, write_atomic
+from lorakit.schedule import Train
 from lorakit.surgery import load_trainable, trainable_parameters
+from lorakit.training.optim import rate, total_steps, warmup_steps
 from lorakit.training.setup import Run, machine_of, plan_of
 from lorakit.training.state import TrainingState, newest_checkpoint, restore_optimizer, sweep
 
-_NO_MATTER = ("train.track",)
+_NO_MATTER = ("name", "methods", "paper", "train.track", "train.save_every")
 """Keys that cannot change the result: a resumed run may have other values."""
+_MAY_GROW = ("train.epochs", "train.steps")
 
 
 def check_directory(out: Path, resume: bool, overwrite: bool) -> None:
@@ -48,6 +52,10 @@ def begin(run: Run, resume: bool) -> None:
     if resume and file.is_file():
         check_same(file, run.recipe)
     found = newest_checkpoint(run.directory) if resume else None
+    before = load(file).train if found is not None else run.recipe.train
+    digests = {data.name: data.encoded.digest() for data in (run.train, *run.validation)}
+    if found is not None:
+        _check_data(found[1], digests)
     run.trainee.accelerator.wait_for_everyone()  # all have read it
     if run.main and resume:
         sweep(run.directory, None if found is None else found[0])
@@ -57,6 +65,7 @@ def begin(run: Run, resume: bool) -> None:
     if run.main:
         write_atomic(file, dump(run.recipe))
     if found is None:
+        run.state.data = digests
         run.history.rewind(0, evaluated=True)
         return
     checkpoint, state, adapter = found
@@ -68,24 +77,83 @@ def begin(run: Run, resume: bool) -> None:
     if state.scaler and run.trainee.accelerator.scaler is not None:
         run.trainee.accelerator.scaler.load_state_dict(state.scaler)
     run.state = state
+    run.state.data = digests
     run.history.rewind(state.step, state.evaluated)
+    _tell_longer(run, before, state.step)
     run.progress.say(f"resuming after step {state.step} of {run.total}")
 
 
 def check_same(file: Path, recipe: Recipe, given: bool = False) -> None:
-    """Refuse a recipe that is not the run's own; of one as `given`, only what the base and the data do not fill in."""
+    """Refuse a recipe that is not the run's own, but for keys that cannot change the result, and a longer run.
+
+    Where the data lie may change too: `begin` looks whether they are the same rows.
+
+    Args:
+        file: The run's recipe.
+        recipe: What it is to be continued with.
+        given: As in the person's file: what the base and the data fill in is not there yet.
+
+    Raises:
+        CheckpointError: Names every key with both values.
+    """
     before, now = flat(load(file)), flat(recipe)
+    free = (*_NO_MATTER, *(f"task.{key}" for key in recipe.task.places))
     changed = [
         f"{file}: {key} was {_written(before, key)} and is {_written(now, key)} now: "
         "--resume needs the run's own recipe"
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key)
-        and not key.startswith(_NO_MATTER)
+        and not any(key == name or key.startswith(f"{name}.") for name in free)
+        and not (key in _MAY_GROW and _grown(before.get(key), now.get(key)))
         and not any(other.startswith(f"{key}.") for other in (*before, *now))  # an empty mapping, told by what it lacks
         and not (given and now.get(key) is None)
     ]
     if changed:
         raise CheckpointError(*changed)
+
+
+def _grown(before: object, now: object) -> bool:
+    return isinstance(before, int) and isinstance(now, int) and now > before
+
+
+def _tell_longer(run: Run, before: Train, step: int) -> None:
+    """Say what a longer run changes: all rates that depend on its length, those of the steps that are done too."""
+    now, data = run.recipe.train, run.train.encoded
+    old = total_steps(before, len(data))
+    if old == run.total:
+        return
+    rates = [
+        [rate(train, index, warmup_steps(train, data.lengths, total), total) for index in range(old)]
+        for train, total in ((before, old), (now, run.total))
+    ]
+    text = f"the run was {old} steps long and is {run.total} now"
+    if rates[0] == rates[1]:
+        run.progress.say(f"{text}; no learning rate of before changes")
+        return
+    following = rate(now, step, warmup_steps(now, data.lengths, run.total), run.total)
+    if step < old:
+        text += f": step {step + 1} learns at {following:.3g} instead of {rates[0][step]:.3g}"
+    else:
+        text += f": step {step + 1} learns at {following:.3g}, after {rates[0][-1]:.3g} at step {old}"
+    if rates[0][:step] != rates[1][:step]:
+        text += f"; the steps done had other rates than in a run of {run.total} steps, so the result is not that of one"
+    run.progress.say(f"warning: {text}")
+
+
+def _check_data(state: TrainingState, digests: Mapping[str, str]) -> None:
+    """Refuse to go on with other rows: the order of the rows would mean nothing.
+
+    Raises:
+        CheckpointError: Names the splits.
+    """
+    problems = [
+        f"task: the rows of {split}, or the token ids that they become, are not those that the run began with; "
+        "bring the data back, or start again with --overwrite"
+        for split, digest in digests.items()
+        if state.data.get(split, digest) != digest
+    ]
+    if problems:
+        raise CheckpointError(*problems)
 
 
 def _written(values: dict[str, Any], key: str) -> str:

@@ -58,6 +58,7 @@ class TrainingState:
         machine: Threads, device and versions.
         scaler: Of float16's loss, where there is one.
         init_from: What the run started from, where it was another one.
+        data: Split → hash of its token ids and labels.
     """
 
     step: int = 0
@@ -70,6 +71,7 @@ class TrainingState:
     machine: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
     init_from: dict[str, Any] | None = None
+    data: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(
