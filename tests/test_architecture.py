@@ -82,6 +82,7 @@ LAYERS = (
     "smoke",
     "scaffold",
     "scaffold.*",
+    "check",
     "compare.*",
     "compare",
     "cli.*",

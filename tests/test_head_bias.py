@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import run, small_recipe
 from transformers import AutoModelForSequenceClassification
 
 from lorakit.checkpoint import open_run
@@ -14,7 +15,6 @@ from lorakit.errors import LorakitError
 from lorakit.outline import outline
 from lorakit.progress import Silent
 from lorakit.training.setup import Run, set_up
-from tests.small_runs import run, small_recipe
 
 Tiny = Callable[[str], Path]
 MEAN = {"head_bias": "mean"}

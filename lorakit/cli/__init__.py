@@ -17,10 +17,10 @@ from lorakit.errors import LorakitError
 
 # Each adds its commands to the application, and `--help` lists them in this order.
 # isort: off
-from lorakit.cli import recipes, runs, compare, results
+from lorakit.cli import recipes, runs, checks, compare, results
 # isort: on
 
-__all__ = ["app", "compare", "main", "recipes", "results", "runs"]
+__all__ = ["app", "checks", "compare", "main", "recipes", "results", "runs"]
 
 
 def _version(asked: bool) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import run, small_recipe
 
 from lorakit.errors import CheckpointError, LorakitError
 from lorakit.progress import Plain
 from lorakit.training.history import read_history
 from lorakit.training.run import train
-from tests.small_runs import run, small_recipe
 
 Tiny = Callable[[str], Path]
 
