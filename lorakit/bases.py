@@ -162,7 +162,7 @@ def _convert_gguf(sources: list[Path], out: Path) -> None:
     from transformers.utils import logging
 
     source = sources[0]
-    place: dict[str, Any] = {"gguf_file": source.name}
+    place: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source.parent, **place)

@@ -5,6 +5,7 @@ several keys would be written in random order, and equal adapters would not have
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -147,7 +148,7 @@ def adapter_file(run: Path, checkpoint: str | None = None) -> Path:
             raise CheckpointError(f"{run}: this run has not finished: no {ADAPTER}; continue it with train --resume")
         return run / ADAPTER
     file = run / CHECKPOINTS / checkpoint / ADAPTER
-    if not file.is_file():
+    if not re.fullmatch(r"step-\d+", checkpoint) or not file.is_file():
         there = sorted(path.name for path in (run / CHECKPOINTS).glob("step-*"))
         raise CheckpointError(f"{run}: no checkpoint {checkpoint}; there are: {', '.join(there) or 'none'}")
     return file

@@ -33,4 +33,9 @@ def print_errors(problems: Sequence[str], prefix: str) -> None:
     """
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     for problem in problems:
-        print(f"{red}{prefix}{problem}{plain}", file=sys.stderr)
+        print(f"{red}{prefix}{visible(problem)}{plain}", file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """Text with its control characters as escapes: a stranger's file that is quoted cannot steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)

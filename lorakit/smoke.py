@@ -38,8 +38,8 @@ def model_type_of(base: str, revision: str | None) -> str:
     from transformers import AutoConfig
 
     try:
-        return str(AutoConfig.from_pretrained(locate(base, revision).directory).model_type)
-    except LorakitError as error:
+        return str(AutoConfig.from_pretrained(locate(base, revision).directory, trust_remote_code=False).model_type)
+    except (LorakitError, OSError, ValueError) as error:
         raise ModelError(f"--smoke: the architecture of {base} is unknown here: {error}") from error
 
 

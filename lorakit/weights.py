@@ -107,11 +107,14 @@ def model_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            strangers = [name for name in names if Path(name).name != name]
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{index}: not a weight index: {error}") from error
         if not names:
             raise CheckpointError(f"{index}: not a weight index: it names no files")
+        if strangers:  # transformers would follow them
+            raise CheckpointError(f"{index}: not a weight index: {strangers[0]!r} is no file beside it")
         files = [directory / name for name in names]
     else:
         files = [directory / "model.safetensors"]

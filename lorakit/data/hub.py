@@ -7,7 +7,7 @@ from typing import Any
 from lorakit.errors import DataError
 
 _SOURCE = re.compile(
-    r"hub:(?P<repository>[\w.-]+/[\w.-]+)(:(?P<config>[^:@#\s]+))?(@(?P<revision>[^@#\s]+))?(#(?P<split>[^#\s]+))?"
+    r"hub:(?P<repository>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^:@#\s]+))?(@(?P<revision>[^@#\s]+))?(#(?P<split>[^#\s]+))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
