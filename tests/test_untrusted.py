@@ -156,8 +156,8 @@ def test_an_adapter_s_metadata_is_checked_like_a_recipe(tmp_path: Path, tiny: Ti
 
 def test_values_of_a_recipe_are_text_and_not_code(tmp_path: Path, tiny: Tiny) -> None:
     """Shell, format and environment syntax stays what it is."""
-    for text in ("$HOME/x", "`id`", "$(id)", "{0.__class__}", "%(x)s", "${HOME}"):
-        text += ".jsonl"
+    for syntax in ("$HOME/x", "`id`", "$(id)", "{0.__class__}", "%(x)s", "${HOME}"):
+        text = f"{syntax}.jsonl"
         file = recipe_file(tmp_path, tiny("bert"), task={"test": text})
         assert load(file).task.test == text
         with pytest.raises(LorakitError) as raised:
