@@ -56,6 +56,15 @@ qqp  4   8    20     3e-4 128    91.6  0.2
 rte  4   8    20     4e-4 128    85.2  1.1
 stsb 4   8    10     2e-4 128    92.3  0.5
 """
+# Table 9's adapters, all with 32 rows: name, kind, bottleneck, and epochs and rates in the order of the table above. A
+# warmup of 0.1 and no decay are from the authors' scripts.
+ADAPTERS = """
+name          kind     bottleneck epochs                  lr
+houlsby_0.8m  houlsby  8          10,5,10,10,5,20,20,10   3e-4,3e-4,3e-4,3e-4,3e-4,3e-4,3e-4,3e-4
+houlsby_6m    houlsby  64         10,5,10,10,5,20,20,10   3e-5,3e-4,3e-4,3e-4,3e-4,3e-4,3e-4,3e-4
+pfeiffer_0.8m pfeiffer 16         5,20,20,20,10,20,20,20  3e-4,3e-4,3e-4,3e-4,3e-4,3e-4,3e-4,3e-4
+pfeiffer_3m   pfeiffer 64         10,20,20,20,10,20,20,20 3e-5,3e-5,3e-4,3e-4,3e-4,3e-4,3e-4,3e-4
+"""
 DEBERTA_XXL = """
 task gpu gpus epochs lr          length decay dropout warmup      every value std
 mnli 8   8    5      1e-4        256    0     0.15    steps:1000  500   91.9  0.2
@@ -67,10 +76,11 @@ qqp  8   8    11     1e-4        320    0.01  0.2     steps:10000 500   92.9  0.
 rte  4   8    11     2.6e-4|2e-4 320    0.01  0.2     steps:50    20    94.9  0.4
 stsb 4   8    10     2e-4        128    0.1   0.2     steps:100   50    93.0  0.2
 """
+# small, wide: bottlenecks of the two sizes of adapters in Table 3
 GPT2 = """
-size   parameters label value std
-medium 393,216    0.35M 70.4  0.1
-large  737,280    0.77M 70.4  0.1
+size   parameters label value std small wide
+medium 393,216    0.35M 70.4  0.1 6     224
+large  737,280    0.77M 70.4  0.1 8     248
 """
 # The paper's GPT-3 rows on decoders that one can have. values: Table 4, LoRA with 37.7M parameters on GPT-3 175B.
 GPT3 = """
@@ -129,7 +139,7 @@ paper:
   std: {std}
   tolerance: {tolerance} # for one seed: two of the paper's standard deviations, at least 0.4
   note: validation{matched}; the median over 5 seeds of the best evaluation
-"""
+{methods}"""
 ROBERTA = {
     "rank": "8",
     "alpha": "16",
@@ -177,7 +187,7 @@ def glue(row: Row) -> str:
         "tolerance": f"{max(2 * float(row['std']), 0.4):g}",
         "matched": ", matched" if row["task"] == "mnli" else "",
     }
-    return GLUE.format_map(row | derived)
+    return GLUE.format_map({"methods": ""} | row | derived)
 
 
 def roberta(size: str, row: Row) -> tuple[str, str]:
@@ -213,8 +223,28 @@ def houlsby(row: Row) -> tuple[str, str]:
         "batch": f"{total} # Table 9 says {row['gpu']}: taken as per GPU, on {row['gpus']}, as its other rows are",
         "init_from": "",
         "source": "Table 2, with a dagger",
+        "methods": _adapters(row["task"]),
     }
     return name, glue(ROBERTA | row | own)
+
+
+def _adapters(task: str) -> str:
+    """The adapters of the same rows of Table 2."""
+    index = [row["task"] for row in rows(ROBERTA_LARGE_HOULSBY)].index(task)
+    names = [row["name"] for row in rows(ADAPTERS)]
+    lines = ["\nmethods: # the other rows with a dagger: lorakit compare", f"  # --methods lora,{','.join(names)}"]
+    for row in rows(ADAPTERS):
+        epochs, lr = (row[key].split(",")[index] for key in ("epochs", "lr"))
+        lines += [
+            f"  {row['name']}:",
+            f"    method: {{ name: adapter, variant: {row['kind']}, bottleneck: {row['bottleneck']} }}",
+            f"    epochs: {epochs}",
+            "    batch_size: 32",
+            f"    lr: {lr}",
+            "    warmup: { ratio: 0.1 }",
+            "    weight_decay: 0.0",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def deberta(row: Row) -> tuple[str, str]:
@@ -291,6 +321,20 @@ paper:
   std: {row["std"]}
   tolerance: 1.9 # 68.5 and more is healthy: users of the authors' code report 68.65 to 68.89 for GPT-2 medium
   note: on the test split (lorakit eval RUN --split test); the mean over 3 seeds
+
+methods: # rates and lengths of Li and Liang (2021), from whom the paper has its other rows
+  full: {{ lr: 5e-5, batch_size: 10 }}
+  top_layers: {{ lr: 5e-5, batch_size: 10 }}
+  prefix_kv: {{ lr: 8e-5, batch_size: 10, method: {{ name: prefix_kv, prefix: 5 }} }}
+  lin_small:
+    method: {{ name: adapter, variant: lin, bottleneck: {row["small"]} }}
+    lr: 8e-5
+    epochs: 10
+    batch_size: 5
+  lin_wide:
+    method: {{ name: adapter, variant: lin, bottleneck: {row["wide"]} }}
+    lr: 5e-5
+    batch_size: 5
 """
     return name, text
 
@@ -361,6 +405,12 @@ paper:
   metric: {row["metric"]}
   value: {row["value"]}
   note: of GPT-3 175B on {GPT3_SPLITS[task]}; nobody has published what this base reaches
+
+methods: # the paper's Table 12, of GPT-3; this base has no biases, so there is no bitfit
+  full: {{ lr: 5e-6 }}
+  preembed: {{ lr: 5e-4, method: {{ name: preembed, prefix: 256, infix: 8 }} }}
+  prelayer: {{ lr: 1e-4, method: {{ name: prelayer, prefix: 8, infix: 8 }} }}
+  houlsby: {{ lr: 1e-4, method: {{ name: adapter, variant: houlsby, bottleneck: 8 }} }}
 """
     return name, text.replace("\n\n\n", "\n\n")
 

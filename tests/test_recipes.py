@@ -7,8 +7,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from lorakit.arch import architecture
 from lorakit.checkpoint import head_of
+from lorakit.compare.settings import Given, recipe_for
 from lorakit.configs import CONFIGS
 from lorakit.model import attach
+from lorakit.modules import parameter_groups
+from lorakit.outline import outline
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, dump, json_schema, load
 from lorakit.smoke import model_type_of, smoke
@@ -99,6 +102,39 @@ def test_trained_parameters_of_the_real_base(name: str, method: int, head: int) 
     sizes = {parameter: tensor.numel() for parameter, tensor in trainable_parameters(model).items()}
     assert sum(size for parameter, size in sizes.items() if ".update." in parameter) == method
     assert sum(size for parameter, size in sizes.items() if ".update." not in parameter) == head
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        (
+            "roberta_large_cola_houlsby",  # Table 2's labels: 0.8M, 6.0M, 0.8M, 3.0M
+            {"houlsby_0.8m": 835_968, "houlsby_6m": 6_343_680, "pfeiffer_0.8m": 811_392, "pfeiffer_3m": 3_171_840},
+        ),
+        ("gpt2_medium_e2e", {"top_layers": 25_194_496, "lin_small": 368_784, "lin_wide": 11_089_152}),
+        ("gpt2_large_e2e", {"lin_small": 875_808, "lin_wide": 23_002_848}),
+        ("llama3_8b_wikisql", {"preembed": 4096 * 264, "prelayer": 32 * 4096 * 16}),
+    ],
+)
+def test_the_other_rows_of_the_paper_s_tables(name: str, parameters: dict[str, int]) -> None:
+    """Counts of what `compare` trains beside a recipe's own method, without the task's head."""
+    file = ROOT / "recipes" / f"{name}.yaml"
+    recipe = load(file)
+    given = Given(file, (), recipe, decoder="roberta" not in name)
+    for method, count in parameters.items():
+        made = recipe_for(given, method, seed=0)
+        found = outline(made, on_cuda=False)
+        heads = () if recipe.task.kind == "generation" else found.row.head
+        assert parameter_groups(found.model, heads)["method"] == count, method
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_name_of_the_map_makes_a_recipe(file: Path) -> None:
+    recipe = load(file)
+    for name, own in recipe.methods.items():
+        made = recipe_for(Given(file, (), recipe, decoder=True), name, seed=0)
+        assert own.lr in (None, made.train.lr)
+        assert made.methods == {}
 
 
 def test_the_schema_beside_the_docs_is_the_one_that_checks() -> None:
