@@ -16,7 +16,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from lorakit.errors import CheckpointError
+from lorakit.errors import CheckpointError, NewerFormat
 from lorakit.methods import METHODS
 from lorakit.methods.base import Method, publish
 from lorakit.model import Base, Head, Prepared, prepare
@@ -94,7 +94,7 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
     """Read and check an adapter.
 
     Raises:
-        CheckpointError: It is missing, truncated, damaged, not ours, or of a newer version.
+        CheckpointError: It is missing, truncated, damaged, not ours, or of a newer version (`NewerFormat`).
     """
     _, metadata = read_header(file)
     if "lorakit" not in metadata:
@@ -105,7 +105,7 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: its `lorakit` metadata cannot be read: {error}") from error
     if written > FORMAT:
-        raise CheckpointError(f"{file}: written by a newer lorakit (format {written}); upgrade to read it")
+        raise NewerFormat(f"{file}: written by a newer lorakit (format {written}); upgrade to read it")
     try:
         provenance = Provenance(**fields)
         state = load_bytes(file.read_bytes())

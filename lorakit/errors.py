@@ -39,5 +39,9 @@ class CheckpointError(LorakitError):
     """A run directory, an adapter or a checkpoint is missing, torn, or belongs to another base."""
 
 
+class NewerFormat(CheckpointError):
+    """A file was written by a newer lorakit: it may well be whole."""
+
+
 class MergeError(LorakitError):
     """Merged or exported weights could not be written, or do not do what the adapter does."""

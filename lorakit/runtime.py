@@ -71,6 +71,15 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its missing parents, each of which survives a power failure once this returns."""
+    missing = [path, *path.parents]
+    missing = missing[: next((i for i, one in enumerate(missing) if one.is_dir()), len(missing))]
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        sync(directory.parent)
+
+
 def sync(path: Path) -> None:
     """Flush a file or directory to the disk, so that a rename after it cannot outrun its bytes."""
     handle = os.open(path, os.O_RDONLY)
@@ -91,13 +100,13 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         LorakitError: The disk is full, read-only, or may not be written.
     """
     with disk_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(final.parent)
         beside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
         try:
             yield beside
-            for path in beside.rglob("*"):
-                sync(path)
             beside.chmod(0o755)
+            for path in (*beside.rglob("*"), beside):  # itself too: it holds the names
+                sync(path)
             beside.rename(final)
             sync(final.parent)
         except BaseException:
@@ -120,15 +129,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         LorakitError: The disk is full, read-only, or may not be written.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         beside = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
+                beside.chmod(0o644)
                 os.fsync(file.fileno())
-            beside.chmod(0o644)
             beside.replace(path)
             sync(path.parent)
         except BaseException:
@@ -150,5 +159,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _space_left(path: Path) -> str:
-    place = next((p for p in (path, *path.parents) if p.exists()), None)
-    return "" if place is None else f" ({shutil.disk_usage(place).free / 2**20:,.0f} MiB free there)"
+    try:
+        place = next(p for p in (path, *path.parents) if p.exists())
+        return f" ({shutil.disk_usage(place).free / 2**20:,.0f} MiB free there)"
+    except (OSError, StopIteration):  # the disk that has refused once may refuse to say this, too
+        return ""

@@ -18,6 +18,7 @@ LAYERS = (
     "errors",
     "section",
     "runtime",
+    "lock",
     "weights",
     "yamltree",
     "recipe_errors",

@@ -1,40 +1,64 @@
 """How a run begins: in a directory of its own, afresh or where its newest checkpoint left it."""
 
 import json
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lorakit.checkpoint import RECIPE
 from lorakit.data.batches import Limit
 from lorakit.errors import CheckpointError, RecipeError
+from lorakit.lock import DirectoryLock
+from lorakit.progress import Progress
 from lorakit.recipe import Recipe, dump, flat, load
-from lorakit.runtime import disk_errors, write_atomic
+from lorakit.runtime import write_atomic
 from lorakit.schedule import Train
 from lorakit.surgery import load_trainable, trainable_parameters
 from lorakit.training.optim import rate, total_steps, warmup_steps
 from lorakit.training.setup import Run, machine_of, plan_of
-from lorakit.training.state import TrainingState, newest_checkpoint, restore_optimizer, sweep
+from lorakit.training.state import (
+    TrainingState,
+    clear,
+    is_empty,
+    newest_checkpoint,
+    require_best,
+    restore_optimizer,
+    sweep,
+)
 
 _NO_MATTER = ("name", "methods", "paper", "train.track", "train.save_every")
 """Keys that cannot change the result: a resumed run may have other values."""
 _MAY_GROW = ("train.epochs", "train.steps")
 
 
-def check_directory(out: Path, resume: bool, overwrite: bool) -> None:
-    """Whether a run may have a directory.
+@contextmanager
+def own_directory(out: Path, progress: Progress, *, resume: bool, overwrite: bool) -> Iterator[DirectoryLock]:
+    """While entered, the directory is this run's alone. Of a job's processes the first one holds it for all.
+
+    Args:
+        out: The run directory.
+        progress: Told where the file system has no locks.
+        resume: The person has said that the run there is to be continued.
+        overwrite: The person has said that it is to be replaced.
 
     Raises:
-        RecipeError: Somebody else's files are there, or a run that the person has not said to continue or replace.
+        RecipeError: Somebody else's files are there, another process trains there, or a run is there and the person
+            has said neither.
+        LorakitError: The directory may not be written.
     """
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite exclude each other")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / RECIPE).is_file():
+    if out.exists() and not (out.is_dir() and ((out / RECIPE).is_file() or is_empty(out))):
         raise RecipeError(f"{out} exists and is no run directory; choose another --out")
-    if not (resume or overwrite):
+    with DirectoryLock(out, progress.say, enabled=os.environ.get("RANK", "0") == "0") as lock:
+        _check_asked(out, resume or overwrite)  # not before: the run may be another process's, just begun
+        yield lock
+
+
+def _check_asked(out: Path, asked: bool) -> None:
+    if (out / RECIPE).is_file() and not asked:
         raise RecipeError(
             f"{out} exists: continue it with --resume, replace it with --overwrite, or choose another --out"
         )
@@ -51,18 +75,17 @@ def begin(run: Run, resume: bool) -> None:
     file = run.directory / RECIPE
     if resume and file.is_file():
         check_same(file, run.recipe)
-    found = newest_checkpoint(run.directory) if resume else None
+    found = newest_checkpoint(run.directory, run.progress.say) if resume else None
     before = load(file).train if found is not None else run.recipe.train
     digests = {data.name: data.encoded.digest() for data in (run.train, *run.validation)}
     if found is not None:
         _check_data(found[1], digests)
+        require_best(run.directory, found[1])
     run.trainee.accelerator.wait_for_everyone()  # all have read it
-    if run.main and resume:
-        sweep(run.directory, None if found is None else found[0])
-    elif run.main and file.is_file():
-        with disk_errors(run.directory):
-            shutil.rmtree(run.directory)
     if run.main:
+        if file.is_file() and not resume:
+            clear(run.directory)
+        sweep(run.directory, None if found is None else found[1])
         write_atomic(file, dump(run.recipe))
     if found is None:
         run.state.data = digests

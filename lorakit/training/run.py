@@ -14,13 +14,14 @@ from torch import Tensor
 from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, read_adapter, save_adapter
 from lorakit.data.batches import Limit, step_rows, steps_per_epoch
 from lorakit.evaluate import Evaluation, Part, SplitData, evaluate, write_records
+from lorakit.lock import DirectoryLock
 from lorakit.meter import Meter
 from lorakit.methods.base import publish
 from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe
 from lorakit.report import shown, write_report
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
-from lorakit.training.begin import begin, check_directory, check_same
+from lorakit.training.begin import begin, check_same, own_directory
 from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
 from lorakit.training.loop import Step, optimise
 from lorakit.training.optim import rate, warmup_steps
@@ -43,12 +44,17 @@ def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False
     Raises:
         LorakitError: Anything that a person can mend; files of earlier runs and checkpoints stay whole.
     """
-    check_directory(out, resume, overwrite)
+    with own_directory(out, progress, resume=resume, overwrite=overwrite) as lock:
+        return _train(recipe, out, progress, lock, resume)
+
+
+def _train(recipe: Recipe, out: Path, progress: Progress, lock: DirectoryLock, resume: bool) -> Run:
     if resume and (out / RECIPE).is_file():
         check_same(out / RECIPE, recipe, given=True)  # and once more when the base has filled in the rest
     source = read_source(recipe, out, resume)
     with Meter() as meter:
         run = set_up(recipe, out, progress, meter)
+        run.history.guard = lock.check
         if source is not None:
             run.state.init_from = warm_start(source, run.prepared, progress)
         with StopSignals() as signals:  # before, nothing has been done that would have to be saved
@@ -241,6 +247,7 @@ def _save(run: Run) -> None:
     run.state.plan, run.state.machine = plan_of(run), machine_of(run)
     names = trainable_parameters(run.prepared.model)
     pair = (run.trainee.plain_optimizer, names)
+    run.history.flush()  # the lines before the checkpoint that counts on them
     save_checkpoint(run.directory, run.state, trainable_state(run.prepared.model), run.provenance, pair)
 
 

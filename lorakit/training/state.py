@@ -6,8 +6,9 @@ bytes may differ.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,19 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, Provenance, read_adapter, save_adapter
-from lorakit.errors import CheckpointError
-from lorakit.runtime import atomic_directory, write_atomic
+from lorakit.errors import CheckpointError, NewerFormat
+from lorakit.lock import LOCK
+from lorakit.runtime import atomic_directory, disk_errors, write_atomic
 from lorakit.weights import read_header
 
 _TENSORS = "optimizer.safetensors"
 _STATE = "state.json"
+_LEFT_BEHIND = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+"""What `write_atomic` and `atomic_directory` call what is not complete yet."""
 FILES = (RECIPE, ADAPTER, "metrics.jsonl", "report.json", "report.md", "report.html")
 """What a run writes at the top of its directory; each appears whole, under its name, or not at all."""
+_FOLDERS = ("predictions", "plots")
+"""Where a run writes more of them."""
 
 
 @dataclass
@@ -100,10 +106,17 @@ def save_checkpoint(
             save_adapter(beside / ADAPTER, adapter, provenance)
             (beside / _TENSORS).write_bytes(save_bytes(tensors))
             (beside / _STATE).write_text(text)
-    for old in (run / CHECKPOINTS).glob("step-*"):
-        if old.name not in {f"step-{state.step}", f"step-{state.best.step}"}:
-            shutil.rmtree(old)
+    _prune(run, state)
     return final
+
+
+def _prune(run: Path, state: TrainingState | None) -> None:
+    """Remove every checkpoint but the newest and the best, whole or not."""
+    kept = set() if state is None else {f"step-{state.step}", f"step-{state.best.step}"}
+    for path in (run / CHECKPOINTS).glob("*step-*"):
+        if path.name not in kept:
+            with disk_errors(path):
+                shutil.rmtree(path)
 
 
 def _optimizer_state(
@@ -143,31 +156,96 @@ def restore_optimizer(
         optimizer.state[parameter] = kept
 
 
-def newest_checkpoint(run: Path) -> tuple[Path, TrainingState, dict[str, Tensor]] | None:
-    """The newest checkpoint that is whole; torn ones are passed over. None where there is none."""
-    found = sorted((run / CHECKPOINTS).glob("step-*"), key=_step_of, reverse=True)
-    for checkpoint in found:
-        try:
-            return checkpoint, *_read(checkpoint)
-        except CheckpointError:
-            continue
-    return None
-
-
-def sweep(run: Path, newest: Path | None) -> None:
-    """Remove what a killed process left behind: checkpoints that are torn or half written, and unfinished files.
+def newest_checkpoint(
+    run: Path, say: Callable[[str], None] = lambda text: None
+) -> tuple[Path, TrainingState, dict[str, Tensor]] | None:
+    """The newest checkpoint that is whole; None where there is none.
 
     Args:
         run: The run directory.
-        newest: The checkpoint to go on from; those after it are torn.
+        say: Told of those that are damaged, which are passed over.
+
+    Raises:
+        CheckpointError: One may be whole and cannot be read, by this lorakit or by anybody now.
     """
-    last = -1 if newest is None else _step_of(newest)
-    for path in (run / CHECKPOINTS).glob("*step-*"):
-        if path.name.startswith(".") or _step_of(path) > last:
-            shutil.rmtree(path)
-    for file in run.glob(".*.????????"):
-        if file.is_file() and file.name[1:].rpartition(".")[0] in FILES:
+    found = sorted((run / CHECKPOINTS).glob("step-*"), key=_step_of, reverse=True)
+    for checkpoint in found:
+        try:
+            state, adapter = _read(checkpoint)
+        except CheckpointError as error:
+            if _may_be_whole(error):
+                raise
+            say(f"warning: {checkpoint.name} is damaged and passed over: {error}")
+            continue
+        return checkpoint, state, adapter
+    if found:
+        say(f"warning: {run}: no checkpoint is whole: the run starts afresh")
+    return None
+
+
+def _may_be_whole(error: CheckpointError) -> bool:
+    """Whether it is for a person to say that a checkpoint is lost: a disk that fails now may read it tomorrow."""
+    cause = error.__cause__
+    refused = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError)
+    return refused or isinstance(error, NewerFormat)
+
+
+def require_best(run: Path, state: TrainingState) -> None:
+    """Whether the best checkpoint, which the run would publish, is whole.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    if state.best.step not in (None, state.step):
+        try:
+            read_adapter(run / CHECKPOINTS / f"step-{state.best.step}" / ADAPTER)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. It is the best so far, which the run would publish: put it back, or train again with "
+                "--overwrite"
+            ) from error
+
+
+def sweep(run: Path, state: TrainingState | None) -> None:
+    """Remove what a killed process left behind: checkpoints that are torn, or pruned in part, and unfinished files.
+
+    Args:
+        run: The run directory.
+        state: Of the checkpoint to go on from: it and the best one stay.
+    """
+    _prune(run, state)
+    with disk_errors(run):
+        for file in [*_unfinished(run)]:
             file.unlink()
+
+
+def _unfinished(run: Path) -> Iterator[Path]:
+    for file in run.glob(".*"):
+        if (match := _LEFT_BEHIND.fullmatch(file.name)) and match[1] in FILES and file.is_file():
+            yield file
+    for folder in (*(run / name for name in _FOLDERS), *(run / CHECKPOINTS).glob("step-*")):
+        yield from (file for file in folder.glob(".*") if _LEFT_BEHIND.fullmatch(file.name) and file.is_file())
+
+
+def is_empty(run: Path) -> bool:
+    """Whether nothing is in a directory but what a run that was killed in its first moment has left there."""
+    return all(path.name == LOCK or path in set(_unfinished(run)) for path in run.iterdir())
+
+
+def clear(run: Path) -> None:
+    """Remove what a run directory holds, but for the lock.
+
+    The recipe goes last: a directory that is half removed can still be told from somebody else's files.
+
+    Raises:
+        LorakitError: The disk refuses.
+    """
+    with disk_errors(run):
+        for path in sorted(run.iterdir(), key=lambda path: path.name == RECIPE):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
 
 def _read(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:

@@ -129,7 +129,7 @@ def test_sweep_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     (tmp_path / ".metrics.jsonl.x1y2z3ab").write_text("torn")
     (tmp_path / ".hidden").write_text("somebody's own")
     (tmp_path / "notes.txt").write_text("somebody's own")
-    sweep(tmp_path, kept)
+    sweep(tmp_path, TrainingState(2, best=Best(2)))
     assert names(tmp_path) == {"step-2"}
     assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINTS, ".hidden", "notes.txt"}
     sweep(tmp_path, None)
