@@ -9,7 +9,7 @@ import pytest
 from faults.server import ForkServer
 
 KILLS = int(os.environ.get("LORAKIT_KILLS", "20"))
-POINTS = int(os.environ.get("LORAKIT_POINTS", "40"))
+POINTS = int(os.environ.get("LORAKIT_POINTS", "30"))
 
 
 @pytest.fixture(scope="session")

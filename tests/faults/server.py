@@ -60,9 +60,14 @@ class Ended:
 
 
 class ForkServer:
-    """The server's client; close it."""
+    """The server's client; close it.
+
+    Attributes:
+        warm: What the children have done before, and therefore do without importing anything.
+    """
 
     def __init__(self) -> None:
+        self.warm: set[str] = set()
         here = Path(__file__).resolve()
         paths = [str(here.parents[2]), str(here.parents[1])]
         environment = {

@@ -13,7 +13,7 @@ from faults.conftest import KILLS
 from faults.runs import Whole, assert_same, drawn_run, train
 from faults.server import ForkServer
 
-RECIPES = 8 if KILLS <= 100 else 40
+RECIPES = 8 if KILLS <= 100 else 20
 ENDS: dict[signal.Signals, set[int]] = {
     signal.SIGKILL: {-signal.SIGKILL},
     signal.SIGTERM: {128 + signal.SIGTERM, -signal.SIGTERM},  # the latter before there is anything to save
@@ -36,7 +36,9 @@ def whole(
     return made
 
 
-@pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.xdist_group(f"recipe {seed % RECIPES}")) for seed in range(KILLS)]
+)
 def test_killed_and_resumed(
     server: ForkServer,
     whole: Callable[[int], Whole],

@@ -1,0 +1,130 @@
+"""Checkpoints that are cut off, at every 1 KB of every file, and disks that cannot be read."""
+
+import errno
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.runs import copied
+from small_runs import IN_CHECKPOINT, files, run, same_result, small_recipe
+
+from lorakit.errors import CheckpointError, LorakitError
+from lorakit.progress import Plain
+from lorakit.recipe import Recipe
+from lorakit.training import run as run_module
+from lorakit.training.run import train
+from lorakit.training.state import newest_checkpoint
+
+Tiny = Callable[[str], Path]
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Recipe, Path, Path]:
+    """A recipe, its whole run, and one that died with the checkpoints of steps 3 (the best) and 4."""
+    folder = tmp_path_factory.mktemp("runs")
+    sections = {"method": {"dropout": 0.1}, "train": {"eval_every": 3, "save_every": 2}}
+    recipe = small_recipe(folder, tiny("bert"), **sections)
+    run(recipe, folder / "whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "optimise", lambda *args: _until(5, *args))
+        with pytest.raises(Died):
+            run(recipe, folder / "died")
+    assert {path.name for path in (folder / "died/checkpoints").iterdir()} == {"step-3", "step-4"}
+    return recipe, folder / "whole", folder / "died"
+
+
+def _until(last: int, *args: Any) -> Any:
+    from lorakit.training.loop import optimise
+
+    for step in optimise(*args):
+        yield step
+        if step.number == last:
+            raise Died
+
+
+@pytest.mark.parametrize("name", IN_CHECKPOINT)
+def test_cut_off_at_every_kilobyte_the_older_one_is_used(
+    tmp_path: Path, runs: tuple[Recipe, Path, Path], name: str
+) -> None:
+    out = copied(runs[2], tmp_path / "run")
+    file = out / "checkpoints/step-4" / name
+    content = file.read_bytes()
+    for size in sorted({*range(0, len(content), 1024), len(content) - 1}):
+        file.write_bytes(content[:size])
+        said: list[str] = []
+        found = newest_checkpoint(out, said.append)
+        assert found is not None
+        assert found[1].step == 3, size
+        assert len(said) == 1
+        assert said[0].startswith("warning: step-4 is damaged and passed over: ")
+        assert str(file) in said[0]
+
+
+@pytest.mark.parametrize("name", IN_CHECKPOINT)
+@pytest.mark.parametrize("steps", [(4,), (3, 4)])
+def test_a_run_goes_on_from_what_is_whole(
+    tmp_path: Path, runs: tuple[Recipe, Path, Path], name: str, steps: tuple[int, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = copied(runs[2], tmp_path / "run")
+    for step in steps:
+        file = out / f"checkpoints/step-{step}" / name
+        file.write_bytes(file.read_bytes()[:1024])
+    train(runs[0], out, Plain(), resume=True)
+    said = capsys.readouterr().out
+    assert ("no checkpoint is whole: the run starts afresh" in said) == (steps == (3, 4))
+    assert ("resuming after step 3 of 6" in said) == (steps == (4,))
+    same_result(runs[1], out)
+    assert files(out) == files(runs[1])
+
+
+def test_a_damaged_best_one_is_an_error_and_nothing_is_removed(tmp_path: Path, runs: tuple[Recipe, Path, Path]) -> None:
+    out = copied(runs[2], tmp_path / "run")
+    file = out / "checkpoints/step-3/adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:1024])
+    before = files(out)
+    with pytest.raises(CheckpointError, match=f"{file}: not a whole .* It is the best so far.*--overwrite"):
+        run(runs[0], out, resume=True)
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("name", IN_CHECKPOINT)
+def test_a_disk_that_cannot_be_read_loses_nothing(
+    tmp_path: Path, runs: tuple[Recipe, Path, Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    out, real = copied(runs[2], tmp_path / "run"), io.open
+    before = files(out)
+
+    def refuse(file: Any, *args: Any, **options: Any) -> Any:
+        if str(file).endswith(f"step-4/{name}"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return real(file, *args, **options)
+
+    monkeypatch.setattr(io, "open", refuse)
+    with pytest.raises(LorakitError, match="Input/output error"):
+        run(runs[0], out, resume=True)
+    monkeypatch.undo()
+    assert files(out) == before
+    run(runs[0], out, resume=True)
+    same_result(runs[1], out)
+
+
+def test_a_checkpoint_of_a_newer_lorakit_is_not_taken_for_a_torn_one(
+    tmp_path: Path, runs: tuple[Recipe, Path, Path]
+) -> None:
+    out = copied(runs[2], tmp_path / "run")
+    file = out / "checkpoints/step-4/adapter.safetensors"
+    content = file.read_bytes()
+    assert content.count(rb"\"format\":1,") == 1
+    file.write_bytes(content.replace(rb"\"format\":1,", rb"\"format\":9,"))
+    before = files(out)
+    with pytest.raises(CheckpointError, match="written by a newer lorakit"):
+        run(runs[0], out, resume=True)
+    assert files(out) == before
