@@ -27,15 +27,16 @@ class Points:
         root: The run directory.
         at: The index of the point; None: nothing happens.
         kind: One of `KINDS`. A disk that is full (ENOSPC) or read-only (EROFS) stays so; EIO comes once.
+        count: Told of the number of points so far.
 
     Attributes:
         seen: Every point so far: what is done, and to which file (temporary names without their random part).
     """
 
-    def __init__(self, root: Path, at: int | None, kind: str) -> None:
+    def __init__(self, root: Path, at: int | None, kind: str, count: Callable[[int], None]) -> None:
         self.root, self.at, self.kind = str(root.resolve()), at, kind
         self.seen: list[tuple[str, str]] = []
-        self.struck = False
+        self.struck, self.count = False, count
 
     def pass_(self, what: str, path: Any, half: Callable[[], None] | None = None) -> None:
         """Called before something is done to a file; `half` does a part of it."""
@@ -44,6 +45,7 @@ class Points:
             return
         index = len(self.seen)
         self.seen.append((what, _TEMPORARY.sub(r"<\1>", os.path.relpath(place, self.root))))
+        self.count(index + 1)
         if self.struck and not (self.kind.endswith("ENOSPC") and what in _NEEDS_NO_SPACE):
             self._refuse(place)
         if index == self.at:

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 LIMIT = 120.0
 """Seconds after which a child counts as hanging."""
 HUNG = "hung"
+PHASE_BYTES = 32
 
 
 @dataclass
@@ -30,13 +32,13 @@ class Job:
     Args:
         arguments: Of `lorakit`.
         directory: The run directory, whose files are watched.
-        kill: Seconds after the start, and the signal that comes then.
+        kill: Point, seconds and signal: it comes so long after the run has passed so many points.
         point: Index and kind of a fault (see `points`).
     """
 
     arguments: list[str]
     directory: str
-    kill: tuple[float, int] | None = None
+    kill: tuple[int, float, int] | None = None
     point: tuple[int, str] | None = None
 
 
@@ -125,20 +127,24 @@ def _import(modules: list[str]) -> None:
 def _do(job: Job) -> tuple[Ended, list[str]]:
     """The job's end, and the modules that it has imported."""
     said, traced = os.memfd_create("output"), os.memfd_create("traced")
-    phase = mmap.mmap(-1, 32)
+    phase = mmap.mmap(-1, PHASE_BYTES + 8)
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         os.dup2(said, 1)
         os.dup2(said, 2)
         _run(job, phase, traced)
-    status, when, hung = None, "", False
+    status, when, hung, reached = None, "", False, None
     while status is None:
         time.sleep(0.001)
         passed = time.monotonic() - began
-        if job.kill is not None and not when and passed >= job.kill[0]:
-            when = _read_phase(phase)
-            os.kill(child, job.kill[1])
+        if job.kill is not None and not when:
+            point, later, number = job.kill
+            if reached is None and int.from_bytes(phase[PHASE_BYTES:], "little") >= point:
+                reached = passed
+            if reached is not None and passed >= reached + later:
+                when = _read_phase(phase)
+                os.kill(child, number)
         if passed > LIMIT and not hung:
             hung = True
             os.kill(child, signal.SIGKILL)
@@ -157,7 +163,7 @@ def _contents(handle: int) -> str:
 
 
 def _read_phase(phase: mmap.mmap) -> str:
-    return phase[:].rstrip(b"\0").decode()
+    return phase[:PHASE_BYTES].rstrip(b"\0").decode()
 
 
 def _run(job: Job, phase: mmap.mmap, traced: int) -> None:
@@ -168,7 +174,7 @@ def _run(job: Job, phase: mmap.mmap, traced: int) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code: Any = 1
-    points = Points(Path(job.directory), *(job.point or (None, "die")))
+    points = Points(Path(job.directory), *(job.point or (None, "die")), partial(_count, phase))
     try:
         _shorten()
         _tell_phases(phase)
@@ -188,6 +194,10 @@ def _run(job: Job, phase: mmap.mmap, traced: int) -> None:
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
+def _count(phase: mmap.mmap, points: int) -> None:
+    phase[PHASE_BYTES:] = points.to_bytes(8, "little")
+
+
 def _shorten() -> None:
     """Leave out what takes time and writes nothing."""
     from matplotlib.figure import Figure
@@ -205,7 +215,7 @@ def _tell_phases(phase: mmap.mmap) -> None:
     from lorakit.training import run
 
     def tell(name: str) -> None:
-        phase[:] = name.encode().ljust(len(phase), b"\0")
+        phase[:PHASE_BYTES] = name.encode().ljust(PHASE_BYTES, b"\0")
 
     def told(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*given: Any, **named: Any) -> Any:

@@ -49,9 +49,9 @@ def test_killed_and_resumed(
     uninterrupted, draw, out = whole(seed % RECIPES), random.Random(f"kill {seed}"), tmp_path / "run"
     for attempt in range(draw.choice([1, 1, 1, 2, 3])):
         number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        moment = draw.random() * uninterrupted.ended.seconds
+        moment = _moment(draw, uninterrupted, 0.5 if attempt else 1.0)
         options = ["--resume"] if attempt else []
-        ended = train(server, uninterrupted.recipe, out, *options, kill=(moment, number))
+        ended = train(server, uninterrupted.recipe, out, *options, kill=(*moment, number))
         assert ended.code in ENDS[number] | {0}, ended  # 0: it was quicker
         assert "unexpected" not in ended.output
         assert "escaped" not in ended.output
@@ -59,3 +59,10 @@ def test_killed_and_resumed(
     ended = train(server, uninterrupted.recipe, out, "--resume")
     assert ended.code == 0, ended
     assert_same(uninterrupted.directory, out)
+
+
+def _moment(draw: random.Random, whole: Whole, share: float) -> tuple[int, float]:
+    """At any time, or shortly after a call that changes a file: there it is that something can be torn."""
+    if draw.random() < 0.5:
+        return 0, draw.random() * share * whole.ended.seconds
+    return draw.randrange(int(share * len(whole.ended.points))), draw.choice([0.0, 0.005, 0.05])
