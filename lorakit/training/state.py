@@ -196,7 +196,7 @@ def require_best(run: Path, state: TrainingState) -> None:
     Raises:
         CheckpointError: It is not.
     """
-    if state.best.step not in (None, state.step):
+    if state.best.value is not None and state.best.step != state.step:  # None: the last one is published, whichever
         try:
             read_adapter(run / CHECKPOINTS / f"step-{state.best.step}" / ADAPTER)
         except CheckpointError as error:

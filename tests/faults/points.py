@@ -104,7 +104,7 @@ class Points:
                 self.pass_("open", path)
             return _Watched(real(file, mode, *rest, **options), path, self)
 
-        os.open, io.open, builtins.open = open_handle, open_file, open_file  # type: ignore[assignment]
+        os.open, io.open, builtins.open = open_handle, open_file, open_file
 
 
 class _Watched:

@@ -15,7 +15,7 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"dropout": 0.1},
     {"dora": True, "dropout": 0.1},
     {"init": "pissa"},
-    {"rslora": True, "bias": "lora_only", "dropout": 0.2},
+    {"rslora": True, "dropout": 0.2},
 )
 KINDS = (("bert", "classification"), ("gpt2", "completion"), ("llama", "classification"), ("bert", "regression"))
 
@@ -62,11 +62,12 @@ def drawn_run(server: ForkServer, folder: Path, base_of: Callable[[str], Path], 
         "save_every": draw.choice(["epoch", 1, 2, 5]),
         "eval_limit": draw.choice([None, 4]),
         "select": draw.choice([None, "last", "loss"]),
-        "patience": draw.choice([None, None, 2]),
         "weight_decay": draw.choice([0.0, 0.1]),
         "schedule": draw.choice(["linear", "cosine"]),
         "seed": draw.randrange(1000),
     }
+    if train["select"] != "last":
+        train["patience"] = draw.choice([None, 2])
     method = draw.choice(METHODS)
     if "pissa" not in method.values():
         train["optimizer"] = {"lr_b_ratio": draw.choice([1, 4])}

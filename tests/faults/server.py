@@ -133,7 +133,10 @@ def _do(job: Job) -> tuple[Ended, list[str]]:
     if child == 0:
         os.dup2(said, 1)
         os.dup2(said, 2)
-        _run(job, phase, traced)
+        try:
+            _run(job, phase, traced)
+        finally:
+            os._exit(98)
     status, when, hung, reached = None, "", False, None
     while status is None:
         time.sleep(0.001)
@@ -151,7 +154,9 @@ def _do(job: Job) -> tuple[Ended, list[str]]:
         found, ended = os.waitpid(child, os.WNOHANG)
         status = ended if found else None
     passed = time.monotonic() - began
-    output, points = _contents(said), json.loads(_contents(traced) or '{"seen": [], "modules": []}')
+    output, points = _contents(said), {"seen": [], "modules": []}
+    with suppress(ValueError):  # nothing, or a part, of a child that was killed
+        points = json.loads(_contents(traced))
     code = HUNG if hung else os.waitstatus_to_exitcode(status)
     return Ended(code, when or _read_phase(phase), passed, output, points["seen"]), points["modules"]
 
@@ -174,7 +179,8 @@ def _run(job: Job, phase: mmap.mmap, traced: int) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code: Any = 1
-    points = Points(Path(job.directory), *(job.point or (None, "die")), partial(_count, phase))
+    at, kind = job.point or (None, "die")
+    points = Points(Path(job.directory), at, kind, partial(_count, phase))
     try:
         _shorten()
         _tell_phases(phase)
@@ -183,10 +189,13 @@ def _run(job: Job, phase: mmap.mmap, traced: int) -> None:
         code = 0
     except SystemExit as ended:
         code = ended.code
+    except KeyboardInterrupt:  # after the command's own end
+        code = 128 + signal.SIGINT
     except BaseException as error:
         print(f"escaped: {error!r}")
         code = 99
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         sys.stdout.flush()
         sys.stderr.flush()
         with os.fdopen(traced, "w") as file:
@@ -208,7 +217,7 @@ def _shorten() -> None:
         file.write("<svg></svg>" if options["format"] == "svg" else b"picture")
 
     Figure.savefig = savefig  # type: ignore[method-assign, assignment]
-    Predictor.bytes = lambda self, batches: None  # type: ignore[method-assign, assignment, misc]
+    Predictor.bytes = lambda self, batches: None  # type: ignore[method-assign]
 
 
 def _tell_phases(phase: mmap.mmap) -> None:

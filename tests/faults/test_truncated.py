@@ -29,7 +29,7 @@ class Died(BaseException):
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Recipe, Path, Path]:
     """A recipe, its whole run, and one that died with the checkpoints of steps 3 (the best) and 4."""
     folder = tmp_path_factory.mktemp("runs")
-    sections = {"method": {"dropout": 0.1}, "train": {"eval_every": 3, "save_every": 2}}
+    sections: dict[str, Any] = {"method": {"dropout": 0.1}, "train": {"eval_every": 3, "save_every": 2}}
     recipe = small_recipe(folder, tiny("bert"), **sections)
     run(recipe, folder / "whole")
     with pytest.MonkeyPatch.context() as patched:
@@ -128,3 +128,17 @@ def test_a_checkpoint_of_a_newer_lorakit_is_not_taken_for_a_torn_one(
     with pytest.raises(CheckpointError, match="written by a newer lorakit"):
         run(runs[0], out, resume=True)
     assert files(out) == before
+
+
+def test_where_the_last_one_is_published_no_earlier_one_is_needed(tmp_path: Path, tiny: Tiny) -> None:
+    """Evaluated at 2, saved at 3: the checkpoint names step 2 as its best, of which there is none."""
+    recipe = small_recipe(
+        tmp_path, tiny("bert"), train={"eval_every": 2, "save_every": 3, "epochs": 2, "select": "last"}
+    )
+    run(recipe, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "optimise", lambda *args: _until(4, *args))
+        with pytest.raises(Died):
+            run(recipe, tmp_path / "run")
+    run(recipe, tmp_path / "run", resume=True)
+    same_result(tmp_path / "whole", tmp_path / "run")
