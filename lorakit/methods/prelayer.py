@@ -47,9 +47,9 @@ class PreLayer(PromptVectors):
     the last nothing reads them: a prefix would train nothing, and the infix, whose last place predicts the first word
     of the answer, would make that word the same for every prompt.
 
-    They begin as what the frozen model makes of random words. To expect: behind LoRA and adapters (Table 4). Activations
-    are large numbers, so they need large steps: MiniLM on STS-B ended at a Pearson correlation of 12, 25, 67 and 76 with
-    1e-3, 5e-3, 2e-2 and 5e-2; Table 12 has 1e-4 for GPT-3.
+    They begin as what the frozen model makes of random words. To expect: behind LoRA and adapters (Table 4).
+    Activations are large numbers, so they need large steps: MiniLM on STS-B ended at a Pearson correlation of 12, 25,
+    67 and 76 with 1e-3, 5e-3, 2e-2 and 5e-2; Table 12 has 1e-4 for GPT-3.
     """
 
     name: Literal["prelayer"] = "prelayer"
