@@ -5,7 +5,7 @@ likelihoods of PROTOCOL 2.4. The end-of-sequence token behind the word does not 
 word's length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorakit.data.batches import Limit, by_length
+from lorakit.data.batches import Lengths
 from lorakit.data.collate import Batch, collate
 from lorakit.data.encode import IGNORE, Ids, Item, choice_ids
 from lorakit.data.rows import ChoiceRow
+from lorakit.world import Turn
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def likelihoods(
     items: Sequence[Item],
     tokenizer: Any,
     logits: Callable[[Batch], Tensor],
-    limit: Limit,
+    cut: Callable[[Lengths], Iterable[Turn]],
     advance: Callable[[int], None] | None = None,
 ) -> list[Likelihood]:
     """Score the choices of every row; with choices of one token, a row is one sequence.
@@ -78,20 +79,21 @@ def likelihoods(
         tokenizer: As for `encode`.
         logits: A batch → (marked positions, vocabulary): what the model predicts where the labels of the next position
             are not IGNORE, row by row, as `TokenLoss` gives it.
-        limit: Of a batch.
+        cut: Lengths → batches, or this process's part of them.
         advance: Called with the number of rows done.
 
     Returns:
-        One per item.
+        One per item; of several processes' the sum counts.
     """
     sequences = _sequences(rows, items, tokenizer)
     found = np.zeros((len(items), 1 + max(len(rows[item.row].choices) for item in items)))
-    for group in by_length(np.array([len(one.item.input_ids) for one in sequences]), limit):
-        chosen = [sequences[index] for index in group]
-        batch = collate([one.item for one in chosen], tokenizer.pad_token_id)
-        _read(found, chosen, logits(batch))
+    for turn in cut(np.array([len(one.item.input_ids) for one in sequences])):
+        chosen = [sequences[index] for index in turn.batch]
+        said = logits(collate([one.item for one in chosen], tokenizer.pad_token_id))
+        if turn.index is not None:
+            _read(found, chosen, said)
         if advance:
-            advance(sum(one.first for one in chosen))
+            advance(sum(sequences[index].first for index in turn.round))
     result = []
     for item, values in zip(items, found.tolist(), strict=True):
         row = rows[item.row]

@@ -1,29 +1,32 @@
 """Evaluation: the loss and the task's metrics of a split, and what the model said about every row."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from lorakit.arch import max_tokens
 from lorakit.choices import likelihoods
-from lorakit.data.batches import Limit, by_length
+from lorakit.data.batches import Lengths, Limit, by_length
 from lorakit.data.collate import Batch, collate
 from lorakit.data.encode import Encoded, cut_front, encode, end_ids, prompt_ids, with_prefix
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row, TextRow, distinct_prompts
 from lorakit.data.slots import NO_SLOTS, Slots
 from lorakit.errors import RecipeError
-from lorakit.generate import generate
+from lorakit.generate import batch_limit, generate
 from lorakit.model import Prepared
 from lorakit.objective import Objective
 from lorakit.progress import Progress
 from lorakit.recipe import Generate, Recipe
 from lorakit.runtime import write_atomic
 from lorakit.tasks.base import Prediction, Scores, Task
+from lorakit.world import ALONE, Turn, World
 
 BATCH = Limit(rows=64, tokens=8192)
 
@@ -79,6 +82,7 @@ class Subject:
         device: Where the model is.
         precision: "float32", or the dtype to autocast to.
         slots: Places of a trained prefix in every row.
+        world: The processes that share the work; each has the same model, and gets the whole result.
     """
 
     model: Any
@@ -87,6 +91,7 @@ class Subject:
     device: torch.device
     precision: str = "float32"
     slots: Slots = NO_SLOTS
+    world: World = ALONE
 
     @property
     def max_tokens(self) -> int | None:
@@ -275,33 +280,41 @@ def _forward(
     """Summed loss, targets, and (if asked) each row's logits; of choices their log-likelihoods."""
     if isinstance(data.rows[0], ChoiceRow):
         return _likelihoods(subject, data, progress)
-    outputs: dict[int, torch.Tensor] = {}
-    total, count = 0.0, 0
-    items, targets = data.encoded.items, data.encoded.targets
+    found: dict[int, tuple[float, dict[int, torch.Tensor]]] = {}
+    items = data.encoded.items
     with progress.bar(f"evaluate {data.name}", len(items)) as bar:
-        for group in by_length(data.encoded.lengths, BATCH):
-            batch = collate([items[i] for i in group], subject.tokenizer.pad_token_id).to(subject.device)
+        for turn in subject.world.turns(by_length(data.encoded.lengths, BATCH)):
+            batch = collate([items[i] for i in turn.batch], subject.tokenizer.pad_token_id).to(subject.device)
             loss, logits = subject.objective(subject.model, batch)
-            if data.labelled:
-                total += float(loss)
-                count += int(targets[group].sum())
-            if keep:
-                outputs |= {items[i].row: row for i, row in zip(group, logits.cpu(), strict=True)}
-            bar.advance(len(group))
-    return total, count, outputs
+            if turn.index is not None:
+                kept = zip(turn.batch, logits.cpu(), strict=True) if keep else ()
+                found[turn.index] = float(loss), {items[i].row: row for i, row in kept}
+            bar.advance(len(turn.round))
+    parts = {index: part for of_one in subject.world.gather(found) for index, part in of_one.items()}
+    total = sum(parts[index][0] for index in sorted(parts))  # in one order, however many processes there are
+    outputs = {row: logits for _, of_batch in parts.values() for row, logits in of_batch.items()}
+    return (total, int(data.encoded.targets.sum()), outputs) if data.labelled else (0.0, 0, outputs)
 
 
 def _likelihoods(subject: Subject, data: SplitData, progress: Progress) -> tuple[float, int, dict[int, torch.Tensor]]:
     items = data.encoded.items
     rows = [row for row in data.rows if isinstance(row, ChoiceRow)]
 
+    def cut(lengths: Lengths) -> Iterator[Turn]:
+        return subject.world.turns(by_length(lengths, BATCH))
+
     def logits(batch: Batch) -> torch.Tensor:
         return subject.objective(subject.model, batch.to(subject.device))[1]
 
     with progress.bar(f"evaluate {data.name}", len(items)) as bar:
-        found = likelihoods(rows, items, subject.tokenizer, logits, BATCH, bar.advance)
-    outputs = {item.row: torch.tensor(one.choices, dtype=torch.float64) for item, one in zip(items, found, strict=True)}
-    return -sum(one.learned for one in found), int(data.encoded.targets.sum()), outputs
+        found = likelihoods(rows, items, subject.tokenizer, logits, cut, bar.advance)
+    parts = subject.world.gather(found)
+    outputs = {
+        item.row: torch.tensor([one.choices for one in of_row], dtype=torch.float64).sum(0)
+        for item, *of_row in zip(items, *parts, strict=True)
+    }
+    learned = sum(one.learned for of_one in parts for one in of_one)
+    return -learned, int(data.encoded.targets.sum()), outputs
 
 
 def _generations(
@@ -317,8 +330,17 @@ def _generations(
         progress.say(
             f"generate: {cut:,} of {len(whole):,} prompts lose their front: they have more than {limit:,} tokens"
         )
+    ends, texts = end_ids(rows[0], tokenizer), dict[int, str]()
+    room = (subject.max_tokens or sys.maxsize) - settings.max_new_tokens
+    lengths = np.array([min(len(prompt), room) + settings.max_new_tokens for prompt in prompts], dtype=np.int64)
     with progress.bar("generate", len(prompts), "prompts") as bar:
-        return list(generate(subject.model, tokenizer, prompts, settings, bar.advance, end_ids(rows[0], tokenizer)))
+        for turn in subject.world.turns(by_length(lengths, batch_limit(settings)), together=True):
+            said = generate(subject.model, tokenizer, [prompts[i] for i in turn.batch], settings, None, ends)
+            if turn.index is not None:
+                texts |= dict(zip(turn.batch, said, strict=True))
+            bar.advance(len(turn.round))
+    every = {index: text for of_one in subject.world.gather(texts) for index, text in of_one.items()}
+    return [every[index] for index in range(len(prompts))]
 
 
 def _prompt_limit(subject: Subject, task: Task, settings: Generate) -> int:

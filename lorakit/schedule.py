@@ -111,6 +111,9 @@ class Train(Section):
     loss, which chooses the best step, is that of all rows."""
     patience: PositiveInt | None = None
     """Stop after this many evaluations in a row without a better `select`; null: never."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work. ddp: each holds the model; fsdp: each holds a part of it, put together
+    block by block as it computes (FSDP2), for bases that no single GPU holds. The result is the same to rounding."""
     init_from: InitFrom | None = None
     """Another run to start from; null: from the base."""
     track: list[Tracker] = []

@@ -67,10 +67,29 @@ def saved_buffers(model: nn.Module) -> "dict[str, Tensor]":
     }
 
 
+def whole(tensor: "Tensor") -> "Tensor":
+    """A tensor of which each process holds a part (a DTensor), put together; all processes must ask. Others as is."""
+    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return full
+
+
+def like(value: "Tensor", place: "Tensor") -> "Tensor":
+    """A whole tensor on the device of `place`, and this process's part of it where `place` is a DTensor."""
+    moved = value.to(place.device)
+    if not hasattr(place, "full_tensor"):
+        return moved
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(place, DTensor)
+    # all have the same value, so that nothing need be sent
+    part: Tensor = distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
+    return part
+
+
 def trainable_state(model: nn.Module) -> "dict[str, Tensor]":
     """The adapter: a detached CPU copy of every trainable parameter, and of the saved buffers."""
     tensors = {**trainable_parameters(model), **saved_buffers(model)}
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str) -> None:
@@ -99,7 +118,7 @@ def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str)
             _materialise(model, tensor, state[name])
         else:
             with torch.no_grad():
-                tensor.copy_(state[name])
+                tensor.copy_(like(state[name], tensor))
 
 
 def _materialise(model: nn.Module, meta: "Tensor", value: "Tensor") -> None:

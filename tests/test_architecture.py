@@ -19,6 +19,8 @@ LAYERS = (
     "section",
     "runtime",
     "lock",
+    "launch",
+    "world",
     "weights",
     "yamltree",
     "recipe_errors",

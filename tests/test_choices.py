@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorakit.choices import Likelihood, likelihoods
-from lorakit.data.batches import Limit
+from lorakit.data.batches import Limit, by_length
 from lorakit.data.collate import Batch
 from lorakit.data.encode import choice_ids, encode
 from lorakit.data.rows import ChoiceRow
 from lorakit.objective import TokenLoss
 from lorakit.tiny import make_tiny_base
+from lorakit.world import ALONE
 
 # Of letters that are tokens by themselves: one token each; several; both kinds, with beginnings in common.
 SINGLE = ("a", "b", "c")
@@ -41,7 +42,9 @@ class Model:
 
     def score(self, rows: list[ChoiceRow], limit: Limit, max_length: int = 100) -> list[Likelihood]:
         items = encode(rows, self.tokenizer, max_length).items
-        return likelihoods(rows, items, self.tokenizer, self.logits, limit)
+        return likelihoods(
+            rows, items, self.tokenizer, self.logits, lambda lengths: ALONE.turns(by_length(lengths, limit))
+        )
 
     def by_hand(self, row: ChoiceRow) -> Likelihood:
         prompt = self.tokenizer(row.prompt)["input_ids"] or [self.tokenizer.eos_token_id]
@@ -136,6 +139,13 @@ def test_progress_counts_rows(bases: Callable[[str], Path]) -> None:
     model = Model(bases("gpt2"), torch.float32)
     rows, told = made(MIXED), list[int]()
     items = encode(rows, model.tokenizer, 100).items
-    likelihoods(rows, items, model.tokenizer, model.logits, Limit(rows=3), told.append)
+    likelihoods(
+        rows,
+        items,
+        model.tokenizer,
+        model.logits,
+        lambda lengths: ALONE.turns(by_length(lengths, Limit(rows=3))),
+        told.append,
+    )
     assert sum(told) == len(rows)
     assert len(told) > 1

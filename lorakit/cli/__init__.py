@@ -3,7 +3,9 @@
 Heavy imports stand inside the commands, so that `lorakit --help` answers at once.
 """
 
+import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,6 +16,7 @@ from lorakit import __version__
 from lorakit.cli.shared import app
 from lorakit.console import print_errors
 from lorakit.errors import LorakitError
+from lorakit.launch import be_worker, report
 
 # Each adds its commands to the application, and `--help` lists them in this order.
 # isort: off
@@ -43,16 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit 0, 1 (the run failed), 2 (the recipe or an argument is wrong), or 128 + signal."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    be_worker()
     try:
         app([word for word in given if word != "--debug"], prog_name="lorakit", standalone_mode=True)
     except LorakitError as error:
-        if debug:
-            traceback.print_exc()
-        print_errors(error.problems, error.prefix)
+        _tell(error, error.problems, error.prefix, debug)
         sys.exit(error.exit_code)
     except Exception as error:
-        if debug:
-            traceback.print_exc()
         hint = "" if debug else "; --debug shows where"
-        print_errors((f"unexpected {type(error).__name__}: {error}{hint}",), LorakitError.prefix)
+        _tell(error, [f"unexpected {type(error).__name__}: {error}{hint}"], LorakitError.prefix, debug)
         sys.exit(1)
+
+
+def _tell(error: Exception, problems: Sequence[str], prefix: str, debug: bool) -> None:
+    if report(problems, error, prefix, traceback.format_exc()):
+        return
+    if int(os.environ.get("RANK", "0")):  # what all have met is told by the first: its launcher ends this one meanwhile
+        time.sleep(1)
+    if debug:
+        traceback.print_exc()
+    print_errors(problems, prefix)

@@ -10,6 +10,7 @@ import typer
 from lorakit.cli.shared import Checkpoint, Json, Overrides, RecipeArgument, RunArgument, Split, app, progress_for
 from lorakit.console import print_table
 from lorakit.errors import RecipeError
+from lorakit.launch import launch, launched
 
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    *,
     out: Annotated[Path | None, typer.Option(help="The run directory; default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Share the work among N processes: one per GPU, or on a CPU.")
+    ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A tiny random model and made-up rows, two steps: seconds, offline.")
     ] = False,
@@ -30,15 +35,26 @@ def train(
     from lorakit.recipe import load
 
     loaded = load(recipe, overrides or [])
+    several = launched() or (processes or 1) > 1
     if smoke:
+        if several:
+            raise RecipeError("--smoke runs in one process")
         _smoke(loaded, out)
         return
+    if processes is not None and launched():
+        raise RecipeError("--processes: this was started by a launcher already (WORLD_SIZE is set); use one of the two")
+    if processes is not None and several:
+        options = [*(["--out", str(out)] if out else []), *["--resume"] * resume, *["--overwrite"] * overwrite]
+        launch(["train", *options, "--", str(recipe), *(overrides or [])], processes)
+        return
     from lorakit.training.run import train as run_recipe
+    from lorakit.world import leave
 
     directory = out or Path("runs") / loaded.name
     run = run_recipe(loaded, directory, progress_for(), resume=resume, overwrite=overwrite)
     if run.main:
         _show_report(directory)
+    leave(run.world)
 
 
 def _smoke(recipe: "Recipe", out: Path | None) -> None:

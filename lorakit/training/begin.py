@@ -1,15 +1,16 @@
 """How a run begins: in a directory of its own, afresh or where its newest checkpoint left it."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lorakit.checkpoint import RECIPE
 from lorakit.data.batches import Limit
-from lorakit.errors import CheckpointError, RecipeError
+from lorakit.errors import CheckpointError, DataError, RecipeError
 from lorakit.lock import DirectoryLock
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe, dump, flat, load
@@ -23,23 +24,28 @@ from lorakit.training.state import (
     clear,
     is_empty,
     newest_checkpoint,
+    read_moments,
     require_best,
     restore_optimizer,
     sweep,
 )
+from lorakit.world import World
 
-_NO_MATTER = ("name", "methods", "paper", "train.track", "train.save_every")
+_NO_MATTER = ("name", "methods", "paper", "train.track", "train.save_every", "train.parallel")
 """Keys that cannot change the result: a resumed run may have other values."""
 _MAY_GROW = ("train.epochs", "train.steps")
 
 
 @contextmanager
-def own_directory(out: Path, progress: Progress, *, resume: bool, overwrite: bool) -> Iterator[DirectoryLock]:
-    """While entered, the directory is this run's alone. Of a job's processes the first one holds it for all.
+def own_directory(
+    out: Path, progress: Progress, world: World, *, resume: bool, overwrite: bool
+) -> Iterator[DirectoryLock]:
+    """While entered, the directory is this run's alone: the first process, which alone needs it, holds it for all.
 
     Args:
         out: The run directory.
         progress: Told where the file system has no locks.
+        world: All processes.
         resume: The person has said that the run there is to be continued.
         overwrite: The person has said that it is to be replaced.
 
@@ -50,10 +56,16 @@ def own_directory(out: Path, progress: Progress, *, resume: bool, overwrite: boo
     """
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite exclude each other")
-    if out.exists() and not (out.is_dir() and ((out / RECIPE).is_file() or is_empty(out))):
-        raise RecipeError(f"{out} exists and is no run directory; choose another --out")
-    with DirectoryLock(out, progress.say, enabled=os.environ.get("RANK", "0") == "0") as lock:
-        _check_asked(out, resume or overwrite)  # not before: the run may be another process's, just begun
+    lock = DirectoryLock(out, progress.say, enabled=world.rank == 0)
+    with ExitStack() as stack:
+
+        def take() -> None:
+            if out.exists() and not (out.is_dir() and ((out / RECIPE).is_file() or is_empty(out))):
+                raise RecipeError(f"{out} exists and is no run directory; choose another --out")
+            stack.enter_context(lock)
+            _check_asked(out, resume or overwrite)  # not before: the run may be another process's, just begun
+
+        world.from_first(take)
         yield lock
 
 
@@ -73,37 +85,49 @@ def begin(run: Run, resume: bool) -> None:
         CheckpointError: The recipe is not that of the run that is continued, or a checkpoint does not fit the model.
     """
     file = run.directory / RECIPE
-    if resume and file.is_file():
-        check_same(file, run.recipe)
-    found = newest_checkpoint(run.directory, run.progress.say) if resume else None
-    before = load(file).train if found is not None else run.recipe.train
     digests = {data.name: data.encoded.digest() for data in (run.train, *run.validation)}
-    if found is not None:
-        _check_data(found[1], digests)
-        require_best(run.directory, found[1])
-    run.trainee.accelerator.wait_for_everyone()  # all have read it
+    if any(other != digests for other in run.world.gather(digests)):
+        raise DataError("task: the processes of this run have read different rows: bring the machines the same data")
+    found = run.world.from_first(lambda: _earlier(run, digests)) if resume else None
     if run.main:
         if file.is_file() and not resume:
             clear(run.directory)
-        sweep(run.directory, None if found is None else found[1])
+        sweep(run.directory, None if found is None else found[2])
         write_atomic(file, dump(run.recipe))
     if found is None:
         run.state.data = digests
         run.history.rewind(0, evaluated=True)
         return
-    checkpoint, state, adapter = found
+    before, checkpoint, state, adapter, moments = found
     _take_up_plan(run, state)
     _warn_if_moved(run, state)
     load_trainable(run.prepared.model, adapter, str(checkpoint))
     names = trainable_parameters(run.prepared.model)
-    restore_optimizer(checkpoint, state, run.trainee.plain_optimizer, names)
+    restore_optimizer(moments, state, run.trainee.plain_optimizer, names)
     if state.scaler and run.trainee.accelerator.scaler is not None:
         run.trainee.accelerator.scaler.load_state_dict(state.scaler)
     run.state = state
     run.state.data = digests
     run.history.rewind(state.step, state.evaluated)
+    if state.plan != plan_of(run):
+        run.history.write("plan", state.step, **plan_of(run))
     _tell_longer(run, before, state.step)
     run.progress.say(f"resuming after step {state.step} of {run.total}")
+
+
+def _earlier(
+    run: Run, digests: Mapping[str, str]
+) -> tuple[Train, Path, TrainingState, dict[str, Tensor], dict[str, Tensor]] | None:
+    """What an earlier run has left: its schedule, and its newest whole checkpoint with the optimiser's moments."""
+    file = run.directory / RECIPE
+    if file.is_file():
+        check_same(file, run.recipe)
+    found = newest_checkpoint(run.directory, run.progress.say)
+    if found is None:
+        return None
+    _check_data(found[1], digests)
+    require_best(run.directory, found[1])
+    return load(file).train, *found, read_moments(found[0])
 
 
 def check_same(file: Path, recipe: Recipe, given: bool = False) -> None:

@@ -16,6 +16,7 @@ from lorakit.errors import LorakitError
 from lorakit.objective import Objective
 from lorakit.runtime import derive
 from lorakit.schedule import Train
+from lorakit.surgery import whole
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: i
         last = index == len(plan) - 1
         with nullcontext() if last else accelerator.no_sync(trainee.model):
             loss, _ = trainee.objective(trainee.model, batch)
-            # DDP averages over devices, hence the factor; an empty micro-batch adds nothing.
+            # DDP and FSDP average over devices, hence the factor; an empty micro-batch adds nothing.
             accelerator.backward(loss * (world / count if group else 0.0))
         total += loss.detach() if group else 0.0
     if world > 1:
@@ -154,4 +155,4 @@ def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: i
 def _clip(trainee: Trainee, limit: float | None) -> float:
     """Unscale (fp16), measure and clip the gradient; returns its norm before clipping."""
     norm = trainee.accelerator.clip_grad_norm_(trainee.parameters, math.inf if limit is None else limit)
-    return float(norm)
+    return float(whole(norm))  # of a sharded model, all parts'

@@ -1,14 +1,12 @@
 """A whole run: from a recipe to a run directory."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, read_adapter, save_adapter
@@ -26,9 +24,10 @@ from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
 from lorakit.training.loop import Step, optimise
 from lorakit.training.optim import rate, warmup_steps
 from lorakit.training.setup import Run, machine_of, plan_of, report_of, set_up
-from lorakit.training.state import Best, save_checkpoint
+from lorakit.training.state import Best, Moments, optimizer_state, save_checkpoint
 from lorakit.training.track import tracking
-from lorakit.training.warm_start import read_source, warm_start
+from lorakit.training.warm_start import Source, read_source, warm_start
+from lorakit.world import join
 
 
 def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -44,14 +43,22 @@ def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False
     Raises:
         LorakitError: Anything that a person can mend; files of earlier runs and checkpoints stay whole.
     """
-    with own_directory(out, progress, resume=resume, overwrite=overwrite) as lock:
-        return _train(recipe, out, progress, lock, resume)
+    world = join()
+    with own_directory(out, progress, world, resume=resume, overwrite=overwrite) as lock:
+        source = world.from_first(lambda: _start(recipe, out, resume))
+        return _train(recipe, out, progress, lock, source, resume)
 
 
-def _train(recipe: Recipe, out: Path, progress: Progress, lock: DirectoryLock, resume: bool) -> Run:
+def _start(recipe: Recipe, out: Path, resume: bool) -> Source | None:
+    """The run to start from, if any; before it, whether a run that is continued is this recipe's."""
     if resume and (out / RECIPE).is_file():
         check_same(out / RECIPE, recipe, given=True)  # and once more when the base has filled in the rest
-    source = read_source(recipe, out, resume)
+    return read_source(recipe, out, resume)
+
+
+def _train(
+    recipe: Recipe, out: Path, progress: Progress, lock: DirectoryLock, source: Source | None, resume: bool
+) -> Run:
     with Meter() as meter:
         run = set_up(recipe, out, progress, meter)
         run.history.guard = lock.check
@@ -96,13 +103,8 @@ def _steps(run: Run, signals: StopSignals) -> None:
 
 def _stop_asked(run: Run, signals: StopSignals) -> bool:
     """Whether any process was asked to stop: all must leave at the same step."""
-    accelerator, asked = run.trainee.accelerator, signals.received is not None
-    if accelerator.num_processes == 1:
-        return asked
-    votes = accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), reduction="sum")
-    if votes > 0 and signals.received is None:
-        signals.received = signal.SIGTERM
-    return bool(votes > 0)
+    signals.received = run.world.most(signals.received or 0) or None
+    return signals.received is not None
 
 
 def _tell_plan(run: Run, before: Limit) -> Limit:
@@ -158,14 +160,19 @@ def _evaluate(run: Run, data: SplitData, signals: StopSignals, limit: int | None
     All devices go on with the main one's metrics: one that chose another step, or lost patience earlier, would leave
     the others waiting.
     """
-    watched, task = _Watched(run.progress, signals.check), run.recipe.task
-    found = evaluate(run.subject, task, data, run.recipe.generate, watched, Part(limit, quick=True))
-    if run.select in task.slow_metrics and run.main:  # not on every device: it starts Java
-        found = found.complete(task, data.first(limit).rows, watched)
-    if run.trainee.accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
 
-        found = replace(found, metrics=broadcast_object_list([found.metrics])[0])
+    def leave_if_asked() -> None:
+        if _stop_asked(run, signals):
+            raise StopEvaluation
+
+    watched, task = _Watched(run.progress, leave_if_asked), run.recipe.task
+    quick = evaluate(run.subject, task, data, run.recipe.generate, watched, Part(limit, quick=True))
+    found = quick
+    if run.select in task.slow_metrics:  # not in every process: it starts Java, and asks nobody meanwhile
+        shown_in = watched if run.world.size == 1 else run.progress
+        found = run.world.from_first(lambda: quick.complete(task, data.first(limit).rows, shown_in))
+    elif run.world.size > 1:
+        found = replace(quick, metrics=run.world.from_first(lambda: quick.metrics))
     run.trainee.model.train()
     return found
 
@@ -240,15 +247,22 @@ def _patience_spent(run: Run) -> bool:
 
 
 def _save(run: Run) -> None:
-    if not run.main:
+    if not (run.main or run.world.sharded):
+        run.world.wait()
         return
+    names = trainable_parameters(run.prepared.model)
+    adapter, moments = trainable_state(run.prepared.model), optimizer_state(run.trainee.plain_optimizer, names)
+    if run.main:
+        _write(run, adapter, moments)
+    run.world.wait()  # nobody ends the run, as a failed one, before it is saved
+
+
+def _write(run: Run, adapter: dict[str, Tensor], moments: Moments) -> None:
     scaler = run.trainee.accelerator.scaler
     run.state.scaler = {} if scaler is None else {k: v for k, v in scaler.state_dict().items() if v is not None}
     run.state.plan, run.state.machine = plan_of(run), machine_of(run)
-    names = trainable_parameters(run.prepared.model)
-    pair = (run.trainee.plain_optimizer, names)
     run.history.flush()  # the lines before the checkpoint that counts on them
-    save_checkpoint(run.directory, run.state, trainable_state(run.prepared.model), run.provenance, pair)
+    save_checkpoint(run.directory, run.state, adapter, run.provenance, moments)
 
 
 def _finish(run: Run, signals: StopSignals) -> None:
@@ -280,4 +294,4 @@ def _selected(run: Run) -> tuple[int, dict[str, Tensor]]:
     step = run.state.best.step
     if step is None or step == run.state.step:
         return run.state.step, trainable_state(run.prepared.model)
-    return step, read_adapter(run.directory / CHECKPOINTS / f"step-{step}" / ADAPTER)[0]
+    return step, run.world.from_first(lambda: read_adapter(run.directory / CHECKPOINTS / f"step-{step}" / ADAPTER)[0])

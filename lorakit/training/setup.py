@@ -1,7 +1,7 @@
 """Setting a run up: the model, the data, the optimiser and the devices that a recipe asks for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from lorakit.surgery import trainable_parameters
 from lorakit.training.history import History
 from lorakit.training.loop import Trainee
 from lorakit.training.optim import build_optimizer, total_steps
+from lorakit.training.parallel import check_parallel, is_sharded, shard, wrap
 from lorakit.training.state import TrainingState
+from lorakit.world import World, join
 
 CPU_TOKENS = 2048
 """Padded tokens in a micro-batch on a CPU: large enough for full matrix products, small enough for any memory."""
@@ -71,9 +73,14 @@ class Run:
     latest: dict[str, tuple[int, Evaluation]] = field(default_factory=dict)
 
     @property
+    def world(self) -> World:
+        """The processes that work on it."""
+        return self.subject.world
+
+    @property
     def main(self) -> bool:
         """Whether this process writes and speaks."""
-        return bool(self.trainee.accelerator.is_main_process)
+        return self.world.rank == 0
 
     @property
     def select(self) -> str:
@@ -130,18 +137,18 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     Raises:
         LorakitError: The base, the data or the recipe's demands on them are wrong.
     """
-    from accelerate import PartialState
-
     names = _validation_splits(recipe)
-    # Told, and not asked: without a GPU accelerate would start several processes as so many single ones.
-    state = PartialState(cpu=not torch.cuda.is_available())
-    precision = resolve_precision(recipe, state.device)
+    world = join()
+    world = replace(world, sharded=is_sharded(recipe, world))
+    precision = resolve_precision(recipe, world.device)
+    check_parallel(recipe, precision, world)
     accelerator = make_accelerator(precision, recipe.train.track, out)
     once = " (converted to safetensors the first time: about 20 s)" if recipe.model.base.endswith(".gguf") else ""
     progress.say(f"{recipe.name}: {recipe.model.base}{once}")
-    predictor = Predictor(recipe, precision, partial(build_optimizer, recipe.train), state.device.type == "cuda")
+    predictor = Predictor(recipe, precision, partial(build_optimizer, recipe.train), world.device.type == "cuda")
     meter = meter or Meter()
     meter.mark()  # all that is imported is imported now
+    _fetch_once(recipe, world)
     prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
     data = read_split(recipe.task, "train", prepared, progress)
     if not data.encoded.targets.all():
@@ -149,11 +156,11 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     if recipe.train.head_bias == "mean":
         start_at_mean(regression_bias(prepared.model, prepared.row, prepared.file_names), data.rows)
     validation = [read_split(recipe.task, split, prepared, progress) for split in names]
-    trainee = _trainee(recipe, prepared, accelerator)
+    trainee = _trainee(recipe, prepared, accelerator, world)
     total = total_steps(recipe.train, len(data.encoded))
     # Evaluation never smooths: `eval` must find the same loss, and runs be comparable.
     plain = objective(recipe.task.head, prepared.model)
-    subject = Subject(prepared.model, prepared.tokenizer, plain, accelerator.device, precision, prepared.slots)
+    subject = Subject(prepared.model, prepared.tokenizer, plain, world.device, precision, prepared.slots, world)
     return Run(
         recipe=_resolved(recipe, prepared),
         directory=out,
@@ -162,15 +169,13 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
         subject=subject,
         train=data,
         validation=validation,
-        history=History(out, accelerator.is_main_process),
+        history=History(out, world.rank == 0),
         progress=progress,
         provenance=Provenance.of(prepared),
         state=TrainingState(),
         total=total,
         meter=meter,
-        predicted=predictor.bytes(
-            batches_of(recipe, data, validation, trainee.limit, total, accelerator.num_processes)
-        ),
+        predicted=predictor.bytes(batches_of(recipe, data, validation, trainee.limit, total, world.size)),
     )
 
 
@@ -195,15 +200,26 @@ def _validation_splits(recipe: Recipe) -> list[str]:
     return names
 
 
-def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any) -> Trainee:
+def _fetch_once(recipe: Recipe, world: World) -> None:
+    """Let one process of each machine download or convert the base, which the others then find."""
+    from accelerate import PartialState
+
+    if world.size > 1:
+        with PartialState().local_main_process_first():
+            recipe.model.locate()
+
+
+def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any, world: World) -> Trainee:
     """The model on its device, with its optimiser."""
     model, loss = prepared.model, objective(recipe.task.head, prepared.model, recipe.train.label_smoothing)
-    model.to(accelerator.device)
     if recipe.train.gradient_checkpointing:
         checkpoint_gradients(model)
+    if world.sharded:
+        shard(model, prepared.row, world)
+    else:
+        model.to(accelerator.device)
     names_of = trainable_parameters(model)
-    optimizer = build_optimizer(recipe.train, names_of)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = wrap(accelerator, model, build_optimizer(recipe.train, names_of), world.sharded)
     return Trainee(
         accelerator,
         wrapped,
@@ -211,7 +227,7 @@ def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any) -> Trainee:
         loss,
         list(names_of.values()),
         prepared.tokenizer.pad_token_id,
-        first_limit(recipe, accelerator.device.type == "cpu", accelerator.num_processes),
+        first_limit(recipe, world.device.type == "cpu", world.size),
     )
 
 
@@ -239,9 +255,10 @@ def machine_of(run: Run) -> dict[str, Any]:
 
 
 def plan_of(run: Run) -> dict[str, Any]:
-    """How steps are cut into micro-batches: with dropout, the masks depend on it."""
+    """How steps are cut into micro-batches, with dropout the masks depend on it, and how processes share them."""
     limit = run.trainee.limit
-    return {"rows": limit.rows, "tokens": limit.tokens, "processes": run.trainee.accelerator.num_processes}
+    way = "fsdp" if run.world.sharded else "ddp"
+    return {"rows": limit.rows, "tokens": limit.tokens, "processes": run.world.size, "parallel": way}
 
 
 def report_of(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -22,8 +22,11 @@ from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, Provenance, read_ad
 from lorakit.errors import CheckpointError, NewerFormat
 from lorakit.lock import LOCK
 from lorakit.runtime import atomic_directory, disk_errors, write_atomic
+from lorakit.surgery import like, whole
 from lorakit.weights import read_header
 
+Moments = tuple[dict[str, Tensor], dict[str, dict[str, float]]]
+"""Of an optimiser: tensors by parameter and kind, and the counters, one number each, by parameter."""
 _TENSORS = "optimizer.safetensors"
 _STATE = "state.json"
 _LEFT_BEHIND = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
@@ -85,7 +88,7 @@ def save_checkpoint(
     state: TrainingState,
     adapter: Mapping[str, Tensor],
     provenance: Provenance,
-    optimizer: tuple[torch.optim.Optimizer, Mapping[str, nn.Parameter]],
+    moments: Moments,
 ) -> Path:
     """Write `checkpoints/step-N`, then prune: the newest and the best stay.
 
@@ -94,9 +97,9 @@ def save_checkpoint(
         state: Its `steps` are filled in here.
         adapter: The trainable parameters.
         provenance: Of the adapter.
-        optimizer: The optimiser, and its parameters by name.
+        moments: Of the optimiser.
     """
-    tensors, state.steps = _optimizer_state(*optimizer)
+    tensors, state.steps = moments
     final = run / CHECKPOINTS / f"step-{state.step}"
     text = json.dumps(asdict(state), indent=1)
     if final.is_dir():  # the same step again, its evaluation made up for: the tensors are those that are there
@@ -119,33 +122,35 @@ def _prune(run: Path, state: TrainingState | None) -> None:
                 shutil.rmtree(path)
 
 
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
-) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    """Moments as tensors by parameter name; counters (one number each) apart."""
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Moments:
+    """The optimiser's moments as whole tensors on the CPU; all processes must ask.
+
+    Args:
+        optimizer: The optimiser.
+        parameters: What it trains, by name.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, float]] = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.ndim:
-                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+                tensors[f"{name}/{key}"] = whole(value.detach()).cpu().contiguous()
             else:
-                numbers.setdefault(name, {})[key] = float(value)
+                numbers.setdefault(name, {})[key] = float(whole(value) if isinstance(value, Tensor) else value)
     return tensors, numbers
 
 
 def restore_optimizer(
-    checkpoint: Path,
+    tensors: Mapping[str, Tensor],
     state: TrainingState,
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
 ) -> None:
-    """Put a checkpoint's moments and counters back."""
-    tensors = load_bytes((checkpoint / _TENSORS).read_bytes())
+    """Put a checkpoint's moments (see `read_moments`) and counters back."""
     fused = optimizer.defaults.get("fused")  # then the counters live on the device
     for name, parameter in parameters.items():
         kept: dict[str, Any] = {
-            key.rpartition("/")[2]: tensor.to(parameter.device)
+            key.rpartition("/")[2]: like(tensor, parameter)
             for key, tensor in tensors.items()
             if key.rpartition("/")[0] == name
         }
@@ -154,6 +159,11 @@ def restore_optimizer(
             key: torch.tensor(value, device=parameter.device if fused else None) for key, value in counters.items()
         }
         optimizer.state[parameter] = kept
+
+
+def read_moments(checkpoint: Path) -> dict[str, Tensor]:
+    """The optimiser's moments that a checkpoint holds, by parameter and kind."""
+    return load_bytes((checkpoint / _TENSORS).read_bytes())
 
 
 def newest_checkpoint(

@@ -14,6 +14,8 @@ from lorakit.training.state import (
     Best,
     TrainingState,
     newest_checkpoint,
+    optimizer_state,
+    read_moments,
     restore_optimizer,
     save_checkpoint,
     sweep,
@@ -39,7 +41,7 @@ def save(directory: Path, step: int, best: int | None = None, evaluated: bool = 
     optimizer, parameters = trained()
     state = TrainingState(step, tokens=100 * step, best=Best(best, 0.5, 1), evaluated=evaluated)
     adapter = {name: parameter.detach() + step for name, parameter in parameters.items()}
-    return save_checkpoint(directory, state, adapter, PROVENANCE, (optimizer, parameters))
+    return save_checkpoint(directory, state, adapter, PROVENANCE, optimizer_state(optimizer, parameters))
 
 
 def names(directory: Path) -> set[str]:
@@ -69,7 +71,7 @@ def test_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
         optimizer, parameters = trained()
         if restored:
             optimizer = torch.optim.AdamW(parameters.values())
-            restore_optimizer(checkpoint, found[1], optimizer, parameters)
+            restore_optimizer(read_moments(checkpoint), found[1], optimizer, parameters)
         for parameter in parameters.values():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()

@@ -1,0 +1,71 @@
+"""Several processes train one model: each with a copy of it (ddp), or with a part of it (fsdp)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.arch import Architecture
+from lorakit.errors import RecipeError
+from lorakit.recipe import Recipe
+from lorakit.targets import blocks
+from lorakit.world import World
+
+
+def is_sharded(recipe: Recipe, world: World) -> bool:
+    """Whether the model is cut into parts: a single process has nobody to share it with."""
+    return recipe.train.parallel == "fsdp" and world.size > 1
+
+
+def check_parallel(recipe: Recipe, precision: str, world: World) -> None:
+    """Whether the recipe can be trained in this way.
+
+    Raises:
+        RecipeError: float16's loss scaling is not known to work with a model in parts.
+    """
+    if is_sharded(recipe, world) and precision == "float16":
+        raise RecipeError("train.parallel: fsdp does not go with float16; use bfloat16 or float32, or ddp")
+
+
+def shard(model: nn.Module, row: Architecture, world: World) -> None:
+    """Cut a model into parts, block by block; a block is put together when it computes, and parted again after.
+
+    Names stay; parameters become DTensors, so that optimisers must be made after this. On a GPU a block is moved there
+    as it is cut: the whole model is never on one.
+
+    Args:
+        model: Prepared, on the CPU or on the device.
+        row: Its architecture.
+        world: All processes.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in _blocks(model, row):
+        fully_shard(block, mesh=mesh)
+    # The rest too is parted after each forward pass: between passes every parameter is a DTensor under its name.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def _blocks(model: nn.Module, row: Architecture) -> list[nn.Module]:
+    if row.blocks:
+        return list(blocks(model, row).values())
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda found: len(found))) if lists else []
+
+
+def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, sharded: bool) -> tuple[Any, Any]:
+    """Model and optimiser with autocast, and with the exchange of gradients where every process has a copy.
+
+    Args:
+        accelerator: Accelerate's.
+        model: On the device, or sharded.
+        optimizer: Over the model's parameters as they are.
+        sharded: Whether `shard` has cut it, which then exchanges gradients too.
+    """
+    if sharded:
+        wrapped = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        return wrapped, accelerator.prepare_optimizer(optimizer)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    return wrapped, optimizer
