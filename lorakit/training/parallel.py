@@ -51,8 +51,8 @@ def shard(model: nn.Module, row: Architecture, world: World) -> None:
 def _blocks(model: nn.Module, row: Architecture) -> list[nn.Module]:
     if row.blocks:
         return list(blocks(model, row).values())
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda found: len(found))) if lists else []
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
 
 
 def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, sharded: bool) -> tuple[Any, Any]:

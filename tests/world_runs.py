@@ -1,0 +1,95 @@
+"""Runs of several processes on one machine, started by a server that has everything imported: a second instead of ten."""
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import LorakitError
+
+SECONDS = 240.0
+NO_DROPOUT: dict[str, dict[str, float]] = {
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "llama": {},
+}
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _child(action: Callable[..., None], args: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        action(*args)
+    except LorakitError as error:
+        log.write_text(f"{type(error).__name__}: {error}")
+        os._exit(error.exit_code)
+    except BaseException:
+        log.write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
+
+
+def start(size: int, folder: Path, action: Callable[..., None], *args: Any) -> list[BaseProcess]:
+    """Start `action` in so many processes of one world; what ends one is written to folder/RANK.log."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lorakit.training.run", "accelerate", "transformers.models.auto.modeling_auto"])
+    folder.mkdir(parents=True, exist_ok=True)
+    port, processes = free_port(), []
+    for rank in range(size):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        environment = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
+        processes.append(context.Process(target=_child, args=(action, args, environment, folder / f"{rank}.log")))
+    for process in processes:
+        process.start()
+    return list(processes)
+
+
+def finish(processes: list[BaseProcess], folder: Path, seconds: float = SECONDS) -> list[str]:
+    """Wait for all; returns what ended each, "" where nothing did. Kills all where one does not end in time."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.1, deadline - time.monotonic()))
+    alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        process.kill()
+        process.join()
+    assert not alive, f"{len(alive)} of {len(processes)} processes did not end"
+    logs = [folder / f"{rank}.log" for rank in range(len(processes))]
+    texts = [log.read_text() if log.is_file() else "" for log in logs]
+    return [text or (f"exit code {p.exitcode}" if p.exitcode else "") for text, p in zip(texts, processes, strict=True)]
+
+
+def train_file(file: str, out: str, resume: bool = False) -> None:
+    """In a child: train a recipe's file in silence."""
+    from small_runs import run
+
+    from lorakit.recipe import load
+    from lorakit.world import leave
+
+    leave(run(load(file), Path(out), resume=resume).world)
+
+
+def train_in_world(size: int, file: Path, out: Path, *, resume: bool = False) -> None:
+    """Train a recipe's file with so many processes.
+
+    Raises:
+        AssertionError: With what the processes said.
+    """
+    folder = out.parent / f"{out.name}-logs"
+    said = finish(start(size, folder, train_file, str(file), str(out), resume), folder)
+    assert not any(said), "\n".join(said)
