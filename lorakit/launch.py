@@ -92,13 +92,18 @@ class _Worker:
     process: "subprocess.Popen[bytes]"
 
 
-def launch(arguments: Sequence[str], count: int) -> None:
+def lorakit_command(arguments: Sequence[str]) -> list[str]:
+    """The command line of `lorakit` with some arguments, in this Python."""
+    return [sys.executable, "-m", "lorakit", *arguments]
+
+
+def launch(command: Sequence[str], count: int) -> None:
     """Run a command in several processes, and wait for their end.
 
     The first has this process's output; the others are heard only where they fail.
 
     Args:
-        arguments: Of `lorakit`.
+        command: What each runs.
         count: How many processes.
 
     Raises:
@@ -109,7 +114,7 @@ def launch(arguments: Sequence[str], count: int) -> None:
         try:
             environment = _environment(count, folder)
             for rank in range(count):
-                workers.append(_start(arguments, rank, environment, Path(folder)))
+                workers.append(_start(command, rank, environment, Path(folder)))
             _wait(workers, signals)
             codes = [worker.process.returncode for worker in workers]
         finally:
@@ -140,14 +145,14 @@ def _environment(count: int, folder: str) -> dict[str, str]:
     return {**threads, **quiet, **os.environ, **ours}
 
 
-def _start(arguments: Sequence[str], rank: int, environment: dict[str, str], folder: Path) -> _Worker:
+def _start(command: Sequence[str], rank: int, environment: dict[str, str], folder: Path) -> _Worker:
     streams: dict[str, Any] = {}
     if rank:
         streams["stdout"] = subprocess.DEVNULL
         streams["stderr"] = (folder / f"{rank}.log").open("wb")
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lorakit", *arguments],
+            list(command),
             stdin=subprocess.DEVNULL,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             start_new_session=True,  # Ctrl-C is passed on by us alone, once

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,19 @@ from typing import Any
 from lorakit.errors import LorakitError
 
 SECONDS = 240.0
+PRELOAD = [
+    "lorakit.training.run",
+    "accelerate",
+    "matplotlib.pyplot",
+    "sacrebleu",
+    "sklearn.metrics",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.bert.tokenization_bert",
+]
 NO_DROPOUT: dict[str, dict[str, float]] = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
@@ -47,7 +60,7 @@ def _child(action: Callable[..., None], args: tuple[Any, ...], environment: dict
 def start(size: int, folder: Path, action: Callable[..., None], *args: Any) -> list[BaseProcess]:
     """Start `action` in so many processes of one world; what ends one is written to folder/RANK.log."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorakit.training.run", "accelerate", "transformers.models.auto.modeling_auto"])
+    context.set_forkserver_preload(PRELOAD)
     folder.mkdir(parents=True, exist_ok=True)
     port, processes = free_port(), []
     for rank in range(size):
@@ -74,22 +87,24 @@ def finish(processes: list[BaseProcess], folder: Path, seconds: float = SECONDS)
     return [text or (f"exit code {p.exitcode}" if p.exitcode else "") for text, p in zip(texts, processes, strict=True)]
 
 
-def train_file(file: str, out: str, resume: bool = False) -> None:
-    """In a child: train a recipe's file in silence."""
+def train_files(jobs: Sequence[tuple[Path, Path]], resume: bool = False) -> None:
+    """In a child: train recipes' files in silence, one after the other."""
     from small_runs import run
 
     from lorakit.recipe import load
-    from lorakit.world import leave
+    from lorakit.world import join, leave
 
-    leave(run(load(file), Path(out), resume=resume).world)
+    for file, out in jobs:
+        run(load(file), out, resume=resume)
+    leave(join())
 
 
-def train_in_world(size: int, file: Path, out: Path, *, resume: bool = False) -> None:
-    """Train a recipe's file with so many processes.
+def train_in_world(size: int, jobs: Sequence[tuple[Path, Path]], *, resume: bool = False) -> None:
+    """Train recipes' files into run directories, with so many processes.
 
     Raises:
         AssertionError: With what the processes said.
     """
-    folder = out.parent / f"{out.name}-logs"
-    said = finish(start(size, folder, train_file, str(file), str(out), resume), folder)
+    folder = jobs[0][1].parent / f"{jobs[0][1].name}-logs"
+    said = finish(start(size, folder, train_files, list(jobs), resume), folder)
     assert not any(said), "\n".join(said)

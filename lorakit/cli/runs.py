@@ -10,7 +10,7 @@ import typer
 from lorakit.cli.shared import Checkpoint, Json, Overrides, RecipeArgument, RunArgument, Split, app, progress_for
 from lorakit.console import print_table
 from lorakit.errors import RecipeError
-from lorakit.launch import launch, launched
+from lorakit.launch import launch, launched, lorakit_command
 
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
@@ -45,7 +45,7 @@ def train(
         raise RecipeError("--processes: this was started by a launcher already (WORLD_SIZE is set); use one of the two")
     if processes is not None and several:
         options = [*(["--out", str(out)] if out else []), *["--resume"] * resume, *["--overwrite"] * overwrite]
-        launch(["train", *options, "--", str(recipe), *(overrides or [])], processes)
+        launch(lorakit_command(["train", *options, "--", str(recipe), *(overrides or [])]), processes)
         return
     from lorakit.training.run import train as run_recipe
     from lorakit.world import leave
