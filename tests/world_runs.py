@@ -1,16 +1,21 @@
-"""Runs of several processes on one machine, started by a server that has everything imported: a second instead of ten."""
+"""Runs of several processes on one machine, from a server that has all imported: a second each and not ten."""
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+from small_runs import history, recipe_file, report, run
+
 from lorakit.errors import LorakitError
+from lorakit.recipe import load
 
 SECONDS = 240.0
 PRELOAD = [
@@ -31,6 +36,45 @@ NO_DROPOUT: dict[str, dict[str, float]] = {
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
     "llama": {},
 }
+
+
+MODELS = {"classification": "bert", "completion": "gpt2"}
+ROWS = 17
+"""With steps of 8 rows, each epoch ends with a step of a single row: fewer than there are processes."""
+
+
+def recipe_of(folder: Path, tiny: Callable[[str], Path], kind: str, parallel: str = "ddp", **sections: Any) -> Path:
+    base = MODELS[kind]
+    train = {"micro_batch_size": 2, "parallel": parallel, **sections.pop("train", {})}
+    model = {"overrides": NO_DROPOUT[base], **sections.pop("model", {})}
+    return recipe_file(folder, tiny(base), kind, ROWS, train=train, model=model, **sections)
+
+
+def same(one: Path, other: Path, rel: float = 1e-4) -> None:
+    """Fails unless two runs agree to rounding: steps, evaluations, predictions, adapters."""
+    import torch
+    from safetensors.torch import load_file
+
+    for a, b in zip(history(one, "log"), history(other, "log"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=rel)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=20 * rel)
+        assert [a[name] for name in ("step", "epoch", "targets", "tokens", "lr")] == [
+            b[name] for name in ("step", "epoch", "targets", "tokens", "lr")
+        ]
+    for name, value in report(one)["metrics"]["validation"].items():
+        assert report(other)["metrics"]["validation"][name] == pytest.approx(value, rel=rel), name
+    for kind in ("eval", "final", "save"):
+        lines = [[(line["step"], line.get("rows")) for line in history(out, kind)] for out in (one, other)]
+        assert lines[0] == lines[1]
+    predictions = [(out / "predictions/validation.jsonl").read_text() for out in (one, other)]
+    assert predictions[0] == predictions[1]
+    adapters = [load_file(out / "adapter.safetensors") for out in (one, other)]
+    assert list(adapters[0]) == list(adapters[1])
+    for name, tensor in adapters[0].items():
+        # Adam divides by the gradient's size, so where a gradient is next to nothing its rounding shows
+        torch.testing.assert_close(
+            tensor, adapters[1][name], rtol=10 * rel, atol=2 * rel, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def free_port() -> int:
@@ -89,9 +133,6 @@ def finish(processes: list[BaseProcess], folder: Path, seconds: float = SECONDS)
 
 def train_files(jobs: Sequence[tuple[Path, Path]], resume: bool = False) -> None:
     """In a child: train recipes' files in silence, one after the other."""
-    from small_runs import run
-
-    from lorakit.recipe import load
     from lorakit.world import join, leave
 
     for file, out in jobs:
@@ -108,3 +149,25 @@ def train_in_world(size: int, jobs: Sequence[tuple[Path, Path]], *, resume: bool
     folder = jobs[0][1].parent / f"{jobs[0][1].name}-logs"
     said = finish(start(size, folder, train_files, list(jobs), resume), folder)
     assert not any(said), "\n".join(said)
+
+
+def train_and_die(file: Path, out: Path, step: int, victims: Sequence[int]) -> None:
+    """In a child: train until `step` is done, and be killed then; the others must notice."""
+    from lorakit.training import run as run_module
+
+    steps = run_module.optimise
+
+    def dying(*args: Any) -> Iterator[Any]:
+        for done in steps(*args):
+            yield done
+            if done.number == step and int(os.environ["RANK"]) in victims:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    run_module.optimise = dying
+    train_files([(file, out)])
+
+
+def die_in_world(size: int, file: Path, out: Path, step: int, victims: Sequence[int]) -> list[str]:
+    """Train with so many processes, some of which are killed after `step`; returns what ended each."""
+    folder = out.parent / f"{out.name}-died"
+    return finish(start(size, folder, train_and_die, file, out, step, list(victims)), folder)
