@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
@@ -68,4 +68,20 @@ def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, s
         wrapped = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         return wrapped, accelerator.prepare_optimizer(optimizer)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.num_processes > 2 and accelerator.device.type == "cpu":
+        wrapped.register_comm_hook(None, _mean_in_order)
     return wrapped, optimizer
+
+
+def _mean_in_order(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """The processes' mean gradient, added up in the order of their ranks.
+
+    gloo's own order depends on a gradient's place in the bucket, and DDP fills its buckets anew after the first step:
+    with three processes and more, a resumed run would end with other bytes. Two numbers have one sum.
+    """
+    mine = bucket.buffer()
+    parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, mine)
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(torch.stack(parts).sum(0) / len(parts))
+    return future
