@@ -73,13 +73,13 @@ def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, s
     return wrapped, optimizer
 
 
-def _mean_in_order(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+def _mean_in_order(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
     """The processes' mean gradient, added up in the order of their ranks.
 
     gloo's own order depends on a gradient's place in the bucket, and DDP fills its buckets anew after the first step:
     with three processes and more, a resumed run would end with other bytes. Two numbers have one sum.
     """
-    mine = bucket.buffer()
+    mine: Tensor = bucket.buffer()
     parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, mine)
     future: torch.futures.Future[Tensor] = torch.futures.Future()

@@ -80,8 +80,11 @@ def test_two_machines_train_as_one(tmp_path: Path, tiny: Tiny) -> None:
     try:
         processes = [
             subprocess.Popen(
-                ["ip", "netns", "exec", name, *torchrun(*meet, "--local-addr", address, "--rdzv-conf", f"is_host={host}"), str(file)]
-                + ["--out", str(tmp_path / name)],
+                [
+                    "ip", "netns", "exec", name,
+                    *torchrun(*meet, "--local-addr", address, "--rdzv-conf", f"is_host={host}"),
+                    str(file), "--out", str(tmp_path / name),
+                ],
                 env={**os.environ, "GLOO_SOCKET_IFNAME": "cable0", "TP_SOCKET_IFNAME": "cable0"},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
