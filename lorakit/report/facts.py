@@ -51,6 +51,12 @@ def _memory(report: dict[str, Any]) -> str:
     return f"{measured} measured in use, {predicted} predicted"
 
 
+def _skipped(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Said only where there were some."""
+    count = report.get("skipped_steps")
+    return [("skipped steps", f"{count:,}, whose loss or gradient was not finite")] if count else []
+
+
 def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to know first."""
     parameters = report["parameters"]
@@ -73,6 +79,7 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             "steps",
             f"{report['steps']:,} ({report['epochs']:.2f} epochs); the adapter is that of step {report['best_step']}",
         ),
+        *_skipped(report),
         ("chosen by", report["select"]),
         ("training time", f"{report['seconds']:,.1f} s" + (f", {speed:,.0f} tokens/s" if speed else "")),
         ("peak memory", size_text(report["peak_memory_bytes"])),

@@ -17,6 +17,7 @@ from lorakit.objective import Objective
 from lorakit.runtime import derive
 from lorakit.schedule import Train
 from lorakit.surgery import whole
+from lorakit.training.audit import Watch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Step:
         grad_norm: Of all trained parameters together, before clipping.
         targets: Learned tokens, or rows, over all devices.
         tokens: Tokens read, padding not counted, over all devices.
+        skipped: Of a step whose loss or gradient was no number, and which changed nothing: the indices of its rows.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Step:
     grad_norm: float
     targets: int
     tokens: int
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Trainee:
         parameters: What is trained.
         pad_id: The tokenizer's padding token.
         limit: Of a micro-batch; on CUDA halved when memory runs out.
+        watch: Looks at the first steps.
     """
 
     accelerator: Any
@@ -65,6 +69,7 @@ class Trainee:
     parameters: list[nn.Parameter]
     pad_id: int
     limit: Limit
+    watch: Watch | None = None
 
     @property
     def plain_optimizer(self) -> torch.optim.Optimizer:
@@ -76,7 +81,9 @@ class Trainee:
 def optimise(
     trainee: Trainee, data: Encoded, steps: Iterable[StepRows], train: Train, rates: list[float]
 ) -> Iterator[Step]:
-    """Train, one optimiser step for each of `steps`.
+    """Train, one optimiser step for each of `steps`; one without a finite loss and gradient is skipped.
+
+    All devices skip alike: the loss is summed over them, and the norm is that of the summed gradient.
 
     Args:
         trainee: Model, optimiser and devices.
@@ -86,7 +93,7 @@ def optimise(
         rates: Learning rate of every step of the run.
 
     Raises:
-        LorakitError: The loss or the gradient is no longer a number, or a single row does not fit the GPU's memory.
+        LorakitError: A single row does not fit the GPU's memory, or an audit finds that something is not trained.
     """
     lengths, targets = data.lengths, data.targets
     for rows in steps:
@@ -96,21 +103,25 @@ def optimise(
         count = int(targets[rows.rows].sum())
         loss = _gradient_with_room(trainee, data, rows, lengths, count, train.seed)
         norm = _clip(trainee, train.max_grad_norm)
-        _check_finite(trainee, rows.number, loss, norm)
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad(set_to_none=True)
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        _update(trainee, lr, skipped)
         tokens = int(lengths[rows.rows].sum())
-        yield Step(rows.number, rows.epoch, rows.ends_epoch, loss, lr, norm, count, tokens)
+        whose = tuple(data.items[i].row for i in rows.rows) if skipped else ()
+        yield Step(rows.number, rows.epoch, rows.ends_epoch, loss, lr, norm, count, tokens, whose)
 
 
-def _check_finite(trainee: Trainee, step: int, loss: float, norm: float) -> None:
-    scaled = trainee.accelerator.scaler is not None  # an overflow is normal there: the step is skipped
-    for name, value in (("loss", loss), ("gradient's norm", 0.0 if scaled else norm)):
-        if not math.isfinite(value):
-            raise LorakitError(
-                f"step {step}: the {name} is {value}; lower train.lr, or use bfloat16 or float32 "
-                "(the checkpoints before this step are whole)"
-            )
+def _update(trainee: Trainee, lr: float, skipped: bool) -> None:
+    """The optimiser's step, unless it is skipped; either way the gradient is used up."""
+    watch = trainee.watch if lr > 0 else None
+    if not skipped:
+        if watch is not None:
+            watch.before()
+        trainee.optimizer.step()
+        if watch is not None:
+            watch.after()
+    elif trainee.accelerator.scaler is not None:
+        trainee.accelerator.scaler.update()  # float16's scale was too large: halve it
+    trainee.optimizer.zero_grad(set_to_none=True)
 
 
 def _gradient_with_room(trainee: Trainee, data: Encoded, rows: StepRows, lengths: Any, count: int, seed: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, read_adapter, save_adapter
 from lorakit.data.batches import Limit, step_rows, steps_per_epoch
+from lorakit.errors import LorakitError
 from lorakit.evaluate import Evaluation, Part, SplitData, evaluate, write_records
 from lorakit.lock import DirectoryLock
 from lorakit.meter import Meter
@@ -19,12 +20,13 @@ from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe
 from lorakit.report import shown, write_report
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
+from lorakit.training.audit import TOO_MANY_SKIPPED, Watch, check_written, named_rows
 from lorakit.training.begin import begin, check_same, own_directory
 from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
 from lorakit.training.loop import Step, optimise
 from lorakit.training.optim import rate, warmup_steps
 from lorakit.training.setup import Run, machine_of, plan_of, report_of, set_up
-from lorakit.training.state import Best, Moments, optimizer_state, save_checkpoint
+from lorakit.training.state import Best, Moments, newest_checkpoint, optimizer_state, save_checkpoint
 from lorakit.training.track import tracking
 from lorakit.training.warm_start import Source, read_source, warm_start
 from lorakit.world import join
@@ -83,6 +85,7 @@ def _steps(run: Run, signals: StopSignals) -> None:
     if _patience_spent(run):
         return
     run.trainee.model.train()
+    run.trainee.watch = _watch(run)
     rows = step_rows(train.seed, len(data), train.batch_size, run.total, run.state.step)
     with run.progress.bar("train", run.total, "steps", run.state.step) as bar:
         began, limit = time.monotonic(), run.trainee.limit
@@ -91,6 +94,7 @@ def _steps(run: Run, signals: StopSignals) -> None:
             run.state.seconds += time.monotonic() - began
             limit = _tell_plan(run, limit)
             _log(run, step, bar)
+            _count_skipped(run, step)
             last = step.number == run.total
             _evaluate_and_save(run, step.number, step.ends_epoch, signals, last)
             if _patience_spent(run):
@@ -99,6 +103,40 @@ def _steps(run: Run, signals: StopSignals) -> None:
             if _stop_asked(run, signals) and not last:
                 _stop(run, signals)
             began = time.monotonic()
+
+
+def _watch(run: Run) -> Watch:
+    model, base = run.prepared.model, run.prepared.file_names
+    heads = () if run.recipe.task.head == "generation" else tuple(f"{path}." for path in run.prepared.row.head)
+    trained = trainable_parameters(model)
+    added = [n for n in trained if n not in base and (".update." in n or not n.startswith(heads))]
+    return Watch(model, added, [name for name in trained if name in base], run.progress.say)
+
+
+def _count_skipped(run: Run, step: Step) -> None:
+    """Keep the books of steps that changed nothing; too many in a row end the run.
+
+    The counts are part of a checkpoint, so that a run that was stopped in between ends at the same step.
+
+    Raises:
+        LorakitError: Says which rows it was at, and what is saved.
+    """
+    state = run.state
+    if not step.skipped:
+        state.skipped_in_a_row = 0
+        return
+    state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
+    run.history.write("skip", step.number, rows=[row + 1 for row in step.skipped])
+    if state.skipped_in_a_row >= TOO_MANY_SKIPPED:
+        saved = run.world.from_first(lambda: newest_checkpoint(run.directory))
+        what = "loss" if not math.isfinite(step.loss) else "gradient's norm"
+        raise LorakitError(
+            f"step {step.number}: the {what} is {step.loss if what == 'loss' else step.grad_norm}, and "
+            f"{state.skipped_in_a_row} steps in a row had to be skipped; lower train.lr, or use bfloat16 or float32. "
+            f"The weights are those of before: the last good checkpoint is {saved[0] if saved else 'none yet'}. "
+            f"This step's rows, counted from 1: {named_rows(step.skipped)} of {run.train.name}; "
+            f"all of them: the lines of kind skip in {run.history.file}"
+        )
 
 
 def _stop_asked(run: Run, signals: StopSignals) -> bool:
@@ -117,7 +155,9 @@ def _tell_plan(run: Run, before: Limit) -> Limit:
 
 def _log(run: Run, step: Step, bar: Bar) -> None:
     speed = run.state.tokens / max(run.state.seconds, 1e-9)
-    bar.advance(1, loss=f"{step.loss:.4f}", lr=f"{step.lr:.2e}", tok_s=f"{speed:,.0f}")
+    count = run.state.skipped + bool(step.skipped)
+    skipped = {"skipped": f"{count:,}"} if count else {}
+    bar.advance(1, loss=f"{step.loss:.4f}", lr=f"{step.lr:.2e}", tok_s=f"{speed:,.0f}", **skipped)
     run.history.write(
         "log",
         step.number,
@@ -286,6 +326,7 @@ def _finish(run: Run, signals: StopSignals) -> None:
         write_records(run.directory / "predictions" / f"{whole.split}.jsonl", whole.records)
     methods, published = publish(run.prepared.methods, state)
     save_adapter(run.directory / ADAPTER, published, run.provenance.of_methods(methods))
+    check_written(run.directory / ADAPTER, published)
     write_report(run.directory, report_of(run, final))
 
 

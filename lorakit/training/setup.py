@@ -23,6 +23,7 @@ from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import peak_memory_bytes, versions
 from lorakit.surgery import trainable_parameters
+from lorakit.training.audit import check_optimizer, check_rows
 from lorakit.training.history import History
 from lorakit.training.loop import Trainee
 from lorakit.training.optim import build_optimizer, total_steps
@@ -151,8 +152,7 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     _fetch_once(recipe, world)
     prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
     data = read_split(recipe.task, "train", prepared, progress)
-    if not data.encoded.targets.all():
-        raise DataError("train: a row has nothing to learn")
+    check_rows(data, prepared.tokenizer)
     if recipe.train.head_bias == "mean":
         start_at_mean(regression_bias(prepared.model, prepared.row, prepared.file_names), data.rows)
     validation = [read_split(recipe.task, split, prepared, progress) for split in names]
@@ -220,6 +220,7 @@ def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any, world: World)
         model.to(accelerator.device)
     names_of = trainable_parameters(model)
     wrapped, optimizer = wrap(accelerator, model, build_optimizer(recipe.train, names_of), world.sharded)
+    check_optimizer(model, optimizer)
     return Trainee(
         accelerator,
         wrapped,
@@ -277,6 +278,7 @@ def report_of(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "select": run.select,
         "best_step": run.state.best.step,
         "steps": run.state.step,
+        "skipped_steps": run.state.skipped,
         "epochs": run.state.step / steps_per_epoch(len(run.train.encoded), run.recipe.train.batch_size),
         "parameters": parameter_groups(run.prepared.model, heads),
         "targets": {target: len(paths) for found in run.prepared.coverage for target, paths in found.items()},

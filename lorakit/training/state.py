@@ -23,6 +23,7 @@ from lorakit.errors import CheckpointError, NewerFormat
 from lorakit.lock import LOCK
 from lorakit.runtime import atomic_directory, disk_errors, write_atomic
 from lorakit.surgery import like, whole
+from lorakit.training.audit import check_written
 from lorakit.weights import read_header
 
 Moments = tuple[dict[str, Tensor], dict[str, dict[str, float]]]
@@ -68,6 +69,8 @@ class TrainingState:
         scaler: Of float16's loss, where there is one.
         init_from: What the run started from, where it was another one.
         data: Split → hash of its token ids and labels.
+        skipped: Steps so far without a finite gradient, which changed nothing.
+        skipped_in_a_row: The last ones of them, with no other in between.
     """
 
     step: int = 0
@@ -81,6 +84,8 @@ class TrainingState:
     scaler: dict[str, float] = field(default_factory=dict)
     init_from: dict[str, Any] | None = None
     data: dict[str, str] = field(default_factory=dict)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 def save_checkpoint(
@@ -108,6 +113,8 @@ def save_checkpoint(
         with atomic_directory(final) as beside:
             save_adapter(beside / ADAPTER, adapter, provenance)
             (beside / _TENSORS).write_bytes(save_bytes(tensors))
+            check_written(beside / ADAPTER, adapter)
+            check_written(beside / _TENSORS, tensors)
             (beside / _STATE).write_text(text)
     _prune(run, state)
     return final

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_a_changed_plan_is_logged_and_resumed(
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_with_the_step_named(
+def test_a_step_whose_loss_is_no_number_changes_nothing(
     tmp_path: Path, tiny: Callable[[str], Path], bad: float
 ) -> None:
     prepared = set_up(small_recipe(tmp_path, tiny("bert"), train=FIVE), tmp_path / "run", Silent())
@@ -164,21 +165,33 @@ def test_a_loss_that_is_no_number_stops_with_the_step_named(
         return (loss * bad if len(calls) == 3 else loss), logits
 
     prepared.trainee = replace(prepared.trainee, objective=broken)  # type: ignore[arg-type]
-    before: dict[str, Tensor] = {}
-    with pytest.raises(LorakitError, match=rf"step 3: the loss is {bad}; lower train.lr"):
-        rows = step_rows(0, len(prepared.train.encoded), 8, 5)
-        train = prepared.recipe.train
-        for _ in optimise(prepared.trainee, prepared.train.encoded, rows, train, [0.01] * 5):
-            before = trainable_state(prepared.prepared.model)
-    after = trainable_state(prepared.prepared.model)
-    assert all(torch.equal(after[name], before[name]) for name in before), "the bad step changed the weights"
+    states, found = [], []
+    rows = list(step_rows(0, len(prepared.train.encoded), 8, 5))
+    for step in optimise(prepared.trainee, prepared.train.encoded, rows, prepared.recipe.train, [0.01] * 5):
+        moments = {
+            f"{index}/{key}": value.clone()
+            for index, state in enumerate(prepared.trainee.plain_optimizer.state.values())
+            for key, value in state.items()
+        }
+        states.append({**trainable_state(prepared.prepared.model), **moments})
+        found.append(step)
+    assert [step.skipped for step in found] == [(), (), tuple(rows[2].rows.tolist()), (), ()]
+    assert [math.isfinite(step.loss) for step in found] == [True, True, False, True, True]
+    same = [all(torch.equal(a[name], b[name]) for name in b) for a, b in pairwise(states)]
+    assert same == [False, True, False, False], "weights and moments"
 
 
-def test_a_gradient_that_is_no_number_stops_too(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+def test_a_step_whose_gradient_is_no_number_changes_nothing(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     prepared = set_up(small_recipe(tmp_path, tiny("bert"), train=FIVE), tmp_path / "run", Silent())
     prepared.trainee.parameters[0].register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(LorakitError, match="step 1: the gradient's norm is (nan|inf)"):
-        steps_of(prepared, 1)
+    before = trainable_state(prepared.prepared.model)
+    (step,) = steps_of(prepared, 1)
+    assert len(step.skipped) == 8
+    assert math.isfinite(step.loss)
+    assert not math.isfinite(step.grad_norm)
+    after = trainable_state(prepared.prepared.model)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.grad is None for parameter in prepared.trainee.parameters)
 
 
 def test_clipping(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
