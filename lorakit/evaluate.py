@@ -1,12 +1,10 @@
 """Evaluation: the loss and the task's metrics of a split, and what the model said about every row."""
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from lorakit.choices import likelihoods
 from lorakit.data.batches import Lengths, Limit, by_length
 from lorakit.data.collate import Batch, collate
 from lorakit.data.encode import Encoded, cut_front, encode, end_ids, prompt_ids, with_prefix
-from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row, TextRow, distinct_prompts
+from lorakit.data.rows import ChoiceRow, Row, distinct_prompts, has_target
 from lorakit.data.slots import NO_SLOTS, Slots
 from lorakit.errors import RecipeError
 from lorakit.generate import batch_limit, generate
@@ -24,11 +22,13 @@ from lorakit.model import Prepared
 from lorakit.objective import Objective
 from lorakit.progress import Progress
 from lorakit.recipe import Generate, Recipe
-from lorakit.runtime import write_atomic
+from lorakit.records import records
+from lorakit.room import Room
 from lorakit.tasks.base import Prediction, Scores, Task
 from lorakit.world import ALONE, Turn, World
 
 BATCH = Limit(rows=64, tokens=8192)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,6 @@ class SplitData:
         return SplitData(self.name, self.rows[:count], replace(self.encoded, items=items), self.dropped, self.revision)
 
 
-def has_target(row: Row) -> bool:
-    """Whether a row carries what is to be predicted."""
-    if isinstance(row, TextRow | ChoiceRow):
-        return row.label is not None
-    if isinstance(row, CompletionRow):
-        return row.target is not None
-    return row.messages[-1]["role"] == "assistant"
-
-
 @dataclass(frozen=True)
 class Subject:
     """A model to be evaluated.
@@ -83,6 +74,7 @@ class Subject:
         precision: "float32", or the dtype to autocast to.
         slots: Places of a trained prefix in every row.
         world: The processes that share the work; each has the same model, and gets the whole result.
+        room: Cuts batches for which memory runs out. Not where the model is sharded: all would have to cut alike.
     """
 
     model: Any
@@ -92,6 +84,11 @@ class Subject:
     precision: str = "float32"
     slots: Slots = NO_SLOTS
     world: World = ALONE
+    room: Room = field(default_factory=Room)
+
+    def each(self, kind: str, batch: list[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+        """See `Room.each`."""
+        return iter([(batch, work(batch))]) if self.world.sharded else self.room.each(kind, batch, work)
 
     @property
     def max_tokens(self) -> int | None:
@@ -236,6 +233,7 @@ def evaluate(
     whole, data = data, data.first(part.rows)
     if task.kind != "generation":
         whole = data
+    before = subject.room.notes()
     with subject.evaluating():
         total, count, outputs = _forward(subject, whole, progress, keep=task.kind != "generation")
         if task.kind == "generation":
@@ -248,6 +246,9 @@ def evaluate(
     if data.labelled:
         scores = _scores(task, data.rows, predictions, progress, part.quick)
         metrics, notes = metrics | scores.values, scores.notes
+    cut = subject.room.notes()
+    for line in cut if cut != before else ():
+        progress.say(line)
     quick = part.quick and bool(task.slow_metrics)
     return Evaluation(data.name, metrics, predictions, records(task, data.rows, predictions), notes, quick)
 
@@ -282,13 +283,18 @@ def _forward(
         return _likelihoods(subject, data, progress)
     found: dict[int, tuple[float, dict[int, torch.Tensor]]] = {}
     items = data.encoded.items
+
+    def look(rows: list[int]) -> tuple[float, Any]:
+        batch = collate([items[i] for i in rows], subject.tokenizer.pad_token_id).to(subject.device)
+        loss, logits = subject.objective(subject.model, batch)
+        return float(loss), logits.cpu() if keep else ()
+
     with progress.bar(f"evaluate {data.name}", len(items)) as bar:
         for turn in subject.world.turns(by_length(data.encoded.lengths, BATCH)):
-            batch = collate([items[i] for i in turn.batch], subject.tokenizer.pad_token_id).to(subject.device)
-            loss, logits = subject.objective(subject.model, batch)
+            seen = list(subject.each("evaluation", turn.batch, look))
             if turn.index is not None:
-                kept = zip(turn.batch, logits.cpu(), strict=True) if keep else ()
-                found[turn.index] = float(loss), {items[i].row: row for i, row in kept}
+                kept = {items[i].row: row for rows, (_, part) in seen for i, row in zip(rows, part, strict=keep)}
+                found[turn.index] = sum(loss for _, (loss, _) in seen), kept
             bar.advance(len(turn.round))
     parts = {index: part for of_one in subject.world.gather(found) for index, part in of_one.items()}
     total = sum(parts[index][0] for index in sorted(parts))  # in one order, however many processes there are
@@ -304,7 +310,12 @@ def _likelihoods(subject: Subject, data: SplitData, progress: Progress) -> tuple
         return subject.world.turns(by_length(lengths, BATCH))
 
     def logits(batch: Batch) -> torch.Tensor:
-        return subject.objective(subject.model, batch.to(subject.device))[1]
+        def look(rows: list[int]) -> torch.Tensor:
+            inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
+            return subject.objective(subject.model, Batch(inputs, batch.labels[rows]).to(subject.device))[1]
+
+        every = list(range(len(batch.labels)))
+        return torch.cat([part for _, part in subject.each("evaluation", every, look)])
 
     with progress.bar(f"evaluate {data.name}", len(items)) as bar:
         found = likelihoods(rows, items, subject.tokenizer, logits, cut, bar.advance)
@@ -333,11 +344,14 @@ def _generations(
     ends, texts = end_ids(rows[0], tokenizer), dict[int, str]()
     room = (subject.max_tokens or sys.maxsize) - settings.max_new_tokens
     lengths = np.array([min(len(prompt), room) + settings.max_new_tokens for prompt in prompts], dtype=np.int64)
+
+    def say(batch: list[int]) -> list[str]:
+        return generate(subject.model, tokenizer, [prompts[i] for i in batch], settings, None, ends)
+
     with progress.bar("generate", len(prompts), "prompts") as bar:
         for turn in subject.world.turns(by_length(lengths, batch_limit(settings)), together=True):
-            said = generate(subject.model, tokenizer, [prompts[i] for i in turn.batch], settings, None, ends)
-            if turn.index is not None:
-                texts |= dict(zip(turn.batch, said, strict=True))
+            for batch, said in subject.each("generation", turn.batch, say):
+                texts |= dict(zip(batch, said, strict=True)) if turn.index is not None else {}
             bar.advance(len(turn.round))
     every = {index: text for of_one in subject.world.gather(texts) for index, text in of_one.items()}
     return [every[index] for index in range(len(prompts))]
@@ -358,40 +372,3 @@ def _prompt_limit(subject: Subject, task: Task, settings: Generate) -> int:
 
 def _prediction(task: Task, logits: torch.Tensor) -> Prediction:
     return float(logits[0]) if task.kind == "regression" else int(logits.argmax())
-
-
-def records(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Predictions beside their inputs and references."""
-    if task.kind == "generation":
-        grouped = distinct_prompts(rows)
-        return [
-            {"prompt": _shown(row), "prediction": text, "references": references}
-            for (row, references), text in zip(grouped, predictions, strict=True)
-        ]
-    result = []
-    for row, prediction in zip(rows, predictions, strict=True):
-        assert isinstance(row, TextRow | ChoiceRow)
-        record: dict[str, Any] = {"text": row.prompt if isinstance(row, ChoiceRow) else row.text}
-        if isinstance(row, TextRow) and row.pair is not None:
-            record["pair"] = row.pair
-        record["prediction"] = _named(task, prediction)
-        if row.label is not None:
-            record["label"] = _named(task, row.label)
-        result.append(record)
-    return result
-
-
-def _shown(row: Row) -> Any:
-    if isinstance(row, ChatRow):
-        return list(row.messages[:-1]) if has_target(row) else list(row.messages)
-    assert isinstance(row, CompletionRow)
-    return row.prompt
-
-
-def _named(task: Task, value: Prediction) -> Prediction:
-    return task.labels[value] if task.kind == "classification" and isinstance(value, int) else value
-
-
-def write_records(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One JSON object per line."""
-    write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

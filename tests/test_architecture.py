@@ -53,6 +53,8 @@ LAYERS = (
     "decode",
     "generate",
     "choices",
+    "room",
+    "records",
     "evaluate",
     "ledger",
     "lengths",

@@ -1,8 +1,10 @@
 """Losses and metrics of a split, as a loop over single rows would find them."""
 
+import functools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from lorakit.data.encode import encode
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, TextRow
 from lorakit.data.slots import NO_SLOTS
-from lorakit.errors import DataError, RecipeError
+from lorakit.errors import DataError, LorakitError, RecipeError
 from lorakit.evaluate import (
     Part,
     SplitData,
@@ -23,19 +25,19 @@ from lorakit.evaluate import (
     evaluate,
     predict,
     read_split,
-    records,
     resolve_precision,
     token_limit,
-    write_records,
 )
 from lorakit.metrics import LACKING, TEXT_METRICS
 from lorakit.model import Base, Head, prepare
 from lorakit.objective import objective
 from lorakit.progress import Plain, Silent
 from lorakit.recipe import Generate
+from lorakit.records import records, write_records
 from lorakit.tasks import E2E, Custom, Glue
 from lorakit.tasks.base import Task
 from lorakit.tiny import make_tiny_base
+from lorakit.world import World
 
 Tiny = Callable[[str], Path]
 CPU = torch.device("cpu")
@@ -299,3 +301,68 @@ def test_no_targets_no_loss(tiny: Tiny) -> None:
     found = evaluate(of, Glue(subset="cola"), split(of, [TextRow("a"), TextRow("b")]), None, Silent())
     assert found.metrics == {} and len(found.predictions) == 2
     assert not any(math.isnan(float(value)) for value in found.predictions)
+
+
+def hungry(monkeypatch: pytest.MonkeyPatch, of: Subject, most: int) -> list[int]:
+    """Let memory run out for a forward pass of more than `most` rows; returns the rows of each."""
+    seen: list[int] = []
+    real = of.model.forward
+
+    @functools.wraps(real)  # generation looks at its parameters
+    def forward(*args: Any, **inputs: Any) -> Any:
+        rows = len(args[0] if args else inputs["input_ids"])
+        seen.append(rows)
+        if rows > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **inputs)
+
+    monkeypatch.setattr(of.model, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["classes", "choices", "generation"])
+def test_memory_that_runs_out_halves_the_batches(
+    one_thread: None, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Generate(max_new_tokens=3) if kind == "generation" else None
+    tasks: dict[str, Task] = {
+        "classes": Glue(subset="mrpc"),
+        "choices": Glue(subset="mrpc", format="prompt"),
+        "generation": E2E(),
+    }
+    task = tasks[kind]
+    rows: list[Any] = {
+        "classes": texts((1, 0, 1, 1, 0, 1, 0, 0, 1)),
+        "choices": [ChoiceRow("p" * n, (" a", " b"), n % 2) for n in range(1, 10)],
+        "generation": [CompletionRow("p" * n, "t" * n) for n in range(1, 10)],
+    }[kind]
+    loud = make_tiny_base("bert" if kind == "classes" else "gpt2", tmp_path / "base", initializer_range=0.5)
+    of = subject(loud, task)
+    calm = evaluate(of, task, split(of, rows), settings, Silent(), Part(quick=True))
+    assert of.room.notes() == []
+    seen = hungry(monkeypatch, of, 3)
+    tight = evaluate(of, task, split(of, rows), settings, Plain(), Part(quick=True))
+    assert seen[:3] == [9, 5, 3]
+    assert tight.metrics["loss"] == pytest.approx(calm.metrics["loss"], rel=1e-5)
+    assert tight.predictions == calm.predictions
+    assert "evaluation: memory ran out; batches are cut into 3 pieces" in capsys.readouterr().out
+    del seen[:]
+    evaluate(of, task, split(of, rows), settings, Plain(), Part(quick=True))
+    assert max(seen) == 3, "what was found out holds"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_row_that_never_fits_is_one_message(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Glue(subset="mrpc")
+    of = subject(tiny("bert"), task)
+    hungry(monkeypatch, of, 0)
+    with pytest.raises(LorakitError, match="^evaluation: out of memory with a single row; try a smaller task"):
+        evaluate(of, task, split(of, texts((1, 0, 1))), None, Silent())
+
+
+def test_a_sharded_model_is_not_cut(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Glue(subset="mrpc")
+    of = replace(subject(tiny("bert"), task), world=World(sharded=True))
+    hungry(monkeypatch, of, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(of, task, split(of, texts((1, 0, 1))), None, Silent())

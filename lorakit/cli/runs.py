@@ -94,7 +94,7 @@ def evaluate(
     """The task's metrics for the adapter, a merged directory, or the bare base."""
     import json
 
-    from lorakit.evaluate import write_records
+    from lorakit.records import write_records
     from lorakit.report import metric_rows
     from lorakit.runtime import json_ready
     from lorakit.session import open_session

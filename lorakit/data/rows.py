@@ -60,6 +60,15 @@ class ChatRow:
 Row = TextRow | CompletionRow | ChatRow | ChoiceRow
 
 
+def has_target(row: Row) -> bool:
+    """Whether a row carries what is to be predicted."""
+    if isinstance(row, TextRow | ChoiceRow):
+        return row.label is not None
+    if isinstance(row, CompletionRow):
+        return row.target is not None
+    return row.messages[-1]["role"] == "assistant"
+
+
 def distinct_prompts(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
     """What is to be generated: one row per distinct prompt, in first-seen order, with all references of that prompt.
 

@@ -84,6 +84,7 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("training time", f"{report['seconds']:,.1f} s" + (f", {speed:,.0f} tokens/s" if speed else "")),
         ("peak memory", size_text(report["peak_memory_bytes"])),
         ("memory above imports", _memory(report)),
+        *(("memory ran out", line.replace(": memory ran out;", ":")) for line in report.get("memory_ran_out", ())),
         ("adapter", size_text(report["adapter_bytes"])),
         ("device", report["device"]),
     ]

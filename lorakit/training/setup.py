@@ -1,5 +1,6 @@
 """Setting a run up: the model, the data, the optimiser and the devices that a recipe asks for."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -262,6 +263,14 @@ def plan_of(run: Run) -> dict[str, Any]:
     return {"rows": limit.rows, "tokens": limit.tokens, "processes": run.world.size, "parallel": way}
 
 
+def _cuts(run: Run) -> list[str]:
+    """What had to be cut because memory ran out."""
+    limit, first = run.trainee.limit, first_limit(run.recipe, run.world.device.type == "cpu", run.world.size)
+    halved = limit.rows is not None and limit.rows < (first.rows or sys.maxsize)
+    training = [f"training: memory ran out; micro-batches have {limit.rows} rows"] if halved else []
+    return [*training, *run.subject.room.notes()]
+
+
 def report_of(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """What report.json holds."""
     splits = [run.train, *run.validation]
@@ -293,6 +302,7 @@ def report_of(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "predicted_memory_bytes": run.predicted,
         "adapter_bytes": (run.directory / ADAPTER).stat().st_size,
         "micro_batch": plan_of(run),
+        "memory_ran_out": _cuts(run),
         "versions": versions(),
         "device": str(run.trainee.accelerator.device),
         "seed": run.recipe.train.seed,

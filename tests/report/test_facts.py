@@ -73,6 +73,13 @@ def test_summary() -> None:
     assert (bare["training time"], bare["truncated rows"], bare["dropped rows"]) == ("61.2 s", "none", "none")
 
 
+def test_what_went_wrong_is_said_where_it_did() -> None:
+    assert not {"skipped steps", "memory ran out"} & dict(summary_rows(report(skipped_steps=0))).keys()
+    rows = dict(summary_rows(report(skipped_steps=3, memory_ran_out=["evaluation: memory ran out; batches are cut"])))
+    assert rows["skipped steps"] == "3, whose loss or gradient was not finite"
+    assert rows["memory ran out"] == "evaluation: batches are cut"
+
+
 def test_notes_are_told_with_their_split() -> None:
     assert note_lines(report()) == [], "a report of before there were notes"
     notes = {"validation": ["meteor: not computed: java not found", "3 of 9 predictions are no query"], "other": ["x"]}
