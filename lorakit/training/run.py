@@ -26,6 +26,7 @@ from lorakit.training.begin import begin, check_same, own_directory
 from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
 from lorakit.training.loop import Step, optimise
 from lorakit.training.optim import rate, warmup_steps
+from lorakit.training.rehearsal import rehearse, rehearse_save
 from lorakit.training.setup import Run, machine_of, plan_of, report_of, set_up
 from lorakit.training.state import Best, Moments, newest_checkpoint, optimizer_state, save_checkpoint
 from lorakit.training.track import tracking
@@ -67,9 +68,14 @@ def _train(
         run.history.guard = lock.check
         if source is not None:
             run.state.init_from = warm_start(source, run.prepared, progress)
+        limit = run.trainee.limit
+        rehearse(run)
         with StopSignals() as signals:  # before, nothing has been done that would have to be saved
             begin(run, resume)
+            rehearse_save(run)
             with tracking(run):
+                if run.state.step == 0:  # a resumed run has its plan, and its line, from before
+                    _tell_plan(run, limit)
                 _steps(run, signals)
                 _finish(run, signals)
     return run

@@ -147,7 +147,7 @@ def test_a_changed_plan_is_logged_and_resumed(
     recipe = small_recipe(tmp_path, tiny("bert"), train={"micro_batch_size": 8, "steps": 2, "epochs": None})
     run(recipe, tmp_path / "run")
     (line,) = history(tmp_path / "run", "plan")
-    assert (line["step"], line["rows"]) == (1, 2)
+    assert (line["step"], line["rows"]) == (1, 2), "the rehearsal, whose batches fitted, has no line"
     monkeypatch.undo()
     assert run(recipe, tmp_path / "run", resume=True).trainee.limit == Limit(rows=2)
 
