@@ -106,8 +106,8 @@ def _pass(run: Run, rows: list[int], accumulating: bool) -> None:
     del later
     if not torch.isfinite(loss):
         run.progress.say(
-            f"warning: before the first step the loss of the longest rows is {float(loss.detach())}: steps with them are "
-            "skipped; try train.precision: bfloat16 or float32"
+            f"warning: before the first step the loss of the longest rows is {float(loss.detach())}: steps with them "
+            "are skipped; try train.precision: bfloat16 or float32"
         )
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,6 @@ def test_a_disk_that_will_be_full_is_a_warning(
     prepared.directory.mkdir()
     rehearse_save(prepared)
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: rehearsal.shutil._ntuple_diskusage(9, 9, 1000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     rehearse_save(prepared)
     assert "1000 B free, and the run's checkpoints may take" in capsys.readouterr().out
