@@ -18,6 +18,7 @@ from lorakit.runtime import derive
 from lorakit.schedule import Train
 from lorakit.surgery import whole
 from lorakit.training.audit import Watch
+from lorakit.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Trainee:
         parameters: What is trained.
         pad_id: The tokenizer's padding token.
         limit: Of a micro-batch; on CUDA halved when memory runs out.
+        world: The processes, to agree on that.
         watch: Looks at the first steps.
     """
 
@@ -69,6 +71,7 @@ class Trainee:
     parameters: list[nn.Parameter]
     pad_id: int
     limit: Limit
+    world: World = ALONE
     watch: Watch | None = None
 
     @property
@@ -130,34 +133,61 @@ def _gradient_with_room(trainee: Trainee, data: Encoded, rows: StepRows, lengths
         # Masks depend on the seed and the step alone, so a step that is done again, or resumed, draws the same.
         torch.manual_seed(derive(seed, "dropout", rows.number, trainee.accelerator.process_index))
         world = trainee.accelerator.num_processes
-        plan = micro_batches(rows.rows.tolist(), lengths, trainee.limit, world)[trainee.accelerator.process_index]
+        plans = micro_batches(rows.rows.tolist(), lengths, trainee.limit, world)
+        largest = max(len(group) for plan in plans for group in plan)
         try:
-            return _accumulate(trainee, data, plan, count)
+            return _accumulate(trainee, data, plans[trainee.accelerator.process_index], count)
+        except _Agreed:
+            too_large = largest <= 1
         except torch.OutOfMemoryError as error:
-            largest = max(len(group) for group in plan)
-            if largest <= 1 or world > 1:  # devices could not agree on a new plan in the middle of a step
-                raise LorakitError(
-                    f"step {rows.number}: out of memory with {largest} rows per forward pass; try a smaller "
-                    "train.micro_batch_size, train.gradient_checkpointing, or a smaller task.max_length"
-                ) from error
-            trainee.limit = Limit(rows=largest // 2)
+            if largest <= 1 or world > 1:  # the others are in the middle of an exchange, and cannot be told
+                raise _does_not_fit(rows.number, largest) from error
+            too_large = False
+        if too_large:
+            raise _does_not_fit(rows.number, largest)
+        trainee.limit = Limit(rows=largest // 2)
         # Only here is the failed pass's graph, which the error held, gone.
         trainee.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
 
 
+class _Agreed(Exception):
+    """Memory ran out in some process, and all know."""
+
+
+def _does_not_fit(step: int, rows: int) -> LorakitError:
+    return LorakitError(
+        f"step {step}: out of memory with {rows} rows per forward pass; try a smaller "
+        "train.micro_batch_size, train.gradient_checkpointing, or a smaller task.max_length"
+    )
+
+
 def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: int) -> float:
-    """Backward over the micro-batches: each adds its summed loss divided by the whole step's target count."""
+    """Backward over the micro-batches: each adds its summed loss divided by the whole step's target count.
+
+    Of several processes each works alone until the last micro-batch, the smallest, in which gradients are exchanged.
+    Before that they tell one another whether memory ran out. In parts of a model (fsdp) they never work alone.
+    """
     accelerator, world = trainee.accelerator, trainee.accelerator.num_processes
     total: Tensor = torch.zeros((), device=accelerator.device)
+    failed = False
     for index, group in enumerate(plan):
-        batch = collate([data.items[i] for i in group or [0]], trainee.pad_id).to(accelerator.device)
         last = index == len(plan) - 1
-        with nullcontext() if last else accelerator.no_sync(trainee.model):
-            loss, _ = trainee.objective(trainee.model, batch)
-            # DDP and FSDP average over devices, hence the factor; an empty micro-batch adds nothing.
-            accelerator.backward(loss * (world / count if group else 0.0))
-        total += loss.detach() if group else 0.0
+        if last and index and trainee.world.most(failed):
+            raise _Agreed
+        if failed:
+            continue
+        try:
+            with nullcontext() if last else accelerator.no_sync(trainee.model):
+                batch = collate([data.items[i] for i in group or [0]], trainee.pad_id).to(accelerator.device)
+                loss, _ = trainee.objective(trainee.model, batch)
+                # DDP and FSDP average over devices, hence the factor; an empty micro-batch adds nothing.
+                accelerator.backward(loss * (world / count if group else 0.0))
+            total += loss.detach() if group else 0.0
+        except torch.OutOfMemoryError:
+            if last or world == 1 or trainee.world.sharded:
+                raise
+            failed = True
     if world > 1:
         total = accelerator.reduce(total, reduction="sum")
     return float(total) / count

@@ -114,7 +114,7 @@ def make_accelerator(precision: str, track: Sequence[str], out: Path) -> Any:
     """Accelerate's entry point, for one run (its state is a singleton that remembers an earlier run's)."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -123,6 +123,8 @@ def make_accelerator(precision: str, track: Sequence[str], out: Path) -> Any:
         mixed_precision=names[precision],
         cpu=not torch.cuda.is_available(),
         log_with=list(track) or None,
+        # Buffers are constants, and sending them in forward passes would keep one process from failing alone.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tracking")),
     )
 
@@ -230,6 +232,7 @@ def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any, world: World)
         list(names_of.values()),
         prepared.tokenizer.pad_token_id,
         first_limit(recipe, world.device.type == "cpu", world.size),
+        world,
     )
 
 

@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -7,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import history, losses, run, small_recipe
+from small_runs import history, losses, recipe_file, run, small_recipe
 from torch import Tensor
 
 from lorakit.data.batches import Limit, step_rows
 from lorakit.errors import LorakitError
 from lorakit.progress import Silent
+from lorakit.recipe import load
 from lorakit.surgery import trainable_state
 from lorakit.training import loop
 from lorakit.training.loop import Step, optimise
@@ -265,3 +269,45 @@ def test_loraplus_multiplies_the_rate_of_every_step(tmp_path: Path, tiny: Callab
         found = [delta.abs().max().item() for key, delta in moved.items() if key.endswith(name)]
         assert found
         assert found == pytest.approx([expected] * len(found), rel=0.05)
+
+
+HUNGRY = """
+import os, sys, torch
+from lorakit.training import loop, rehearsal
+from lorakit.cli import main
+
+def hungry(module, most):
+    real = module.collate
+
+    def collate(items, pad_id):
+        if os.environ["RANK"] == "1" and len(items) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(items, pad_id)
+
+    module.collate = collate
+
+hungry({module}, {most})
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "step"), [("loop", 1), ("rehearsal", 0)])
+def test_two_processes_agree_when_the_memory_of_one_runs_out(
+    tmp_path: Path, tiny: Callable[[str], Path], module: str, step: int
+) -> None:
+    train = {"micro_batch_size": 3, "batch_size": 8}
+    file = recipe_file(tmp_path, tiny("bert"), model=no_dropout("bert"), train=train)
+    run(load(file), tmp_path / "one")
+    script = tmp_path / "hungry.py"
+    script.write_text(HUNGRY.format(module=module, most=1))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), "train", str(file), "--out", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = history(tmp_path / "two", "plan")
+    assert (line["step"], line["rows"]) == (step, 1)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
