@@ -53,7 +53,7 @@ class History:
         """
         kept = []
         for line in read_history(self.file.parent):
-            undone = line["step"] == step and line["kind"] != "log" and not evaluated
+            undone = line["step"] == step and line["kind"] in ("eval", "save") and not evaluated
             if line["step"] <= step and line["kind"] != "final" and not undone:
                 kept.append(json.dumps(line) + "\n")
         if self.enabled:

@@ -37,6 +37,16 @@ def test_rewind_to_before_an_evaluation_forgets_it_and_its_save(tmp_path: Path) 
     assert kinds(tmp_path) == [("log", 1), ("log", 2)]
 
 
+def test_rewind_keeps_what_the_step_itself_has_logged(tmp_path: Path) -> None:
+    history = filled(tmp_path)
+    history.write("log", 5)
+    history.write("skip", 5, rows=[1])
+    history.write("plan", 5)
+    history.write("eval", 5)
+    history.rewind(5, evaluated=False)
+    assert kinds(tmp_path)[-3:] == [("log", 5), ("skip", 5), ("plan", 5)]
+
+
 def test_rewind_to_the_last_step_forgets_the_final_evaluation(tmp_path: Path) -> None:
     filled(tmp_path).rewind(4, evaluated=True)
     assert ("final", 4) not in kinds(tmp_path)
