@@ -92,11 +92,12 @@ class DirectoryLock:
         Raises:
             LorakitError: It was deleted or moved, or another one has taken its place.
         """
-        if self._handle >= 0 and not _same(self._handle, self._file):
-            raise LorakitError(
-                f"{self.directory}: the run directory was deleted, moved or replaced while this run was writing to it; "
-                "nothing more is written"
-            )
+        with disk_errors(self.directory):
+            if self._handle >= 0 and not _same(self._handle, self._file):
+                raise LorakitError(
+                    f"{self.directory}: the run directory, or its {LOCK}, was deleted, moved or replaced while this "
+                    "run was writing to it; nothing more is written"
+                )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

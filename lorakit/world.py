@@ -6,6 +6,7 @@ A process that stands alone is a world of one: nothing below then talks to anybo
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -108,6 +109,8 @@ class World:
 
 
 ALONE = World()
+_PATIENCE = timedelta(hours=3)
+"""How long processes wait for one that downloads a base or computes slow metrics; NCCL's own limit is ten minutes."""
 
 
 def join() -> World:
@@ -126,7 +129,7 @@ def join() -> World:
             "start at most as many processes (CUDA_VISIBLE_DEVICES= trains on the CPU)"
         )
     # Told, and not asked: without a GPU accelerate would start several processes as so many single ones.
-    state = PartialState(cpu=not on_gpu)
+    state = PartialState(cpu=not on_gpu, timeout=_PATIENCE)
     return World(state.process_index, state.num_processes, state.device)
 
 

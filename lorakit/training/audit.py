@@ -16,8 +16,10 @@ from lorakit.evaluate import SplitData
 from lorakit.surgery import canonical, trainable_parameters, whole
 
 STEPS = 5
-"""Steps with lr > 0 in which every trained tensor must get a gradient and move. LoRA's A gets none in the first, since
-B is zero; a tensor behind two that begin at zero would get its first in the third."""
+"""Steps at a `TELLING` rate in which every trained tensor must get a gradient and move. LoRA's A gets none in the
+first, since B is zero; a tensor behind two that begin at zero would get its first in the third."""
+TELLING = 0.01
+"""Share of the highest rate from which on a step counts for this: smaller ones may be rounded away."""
 TOO_MANY_SKIPPED = 20
 """Steps in a row without a finite gradient that end a run. Float16's scale begins at 2^16 and is halved after each
 (torch.amp.GradScaler), so that 16 in a row may be no more than its search for a scale; fairseq gives up at a scale of
@@ -91,7 +93,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 class Watch:
-    """Looks at the first steps with lr > 0: what is trained gets gradients and moves, what is frozen does neither.
+    """Looks at the first steps with a `TELLING` rate: what is trained moves, what is frozen does not.
 
     The rule: after `STEPS` such steps, each trained tensor must have had a gradient that is not all zero, and the
     element whose gradient was the largest must have changed in the same step. It is an error when

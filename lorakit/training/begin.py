@@ -1,6 +1,7 @@
 """How a run begins: in a directory of its own, afresh or where its newest checkpoint left it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,8 +32,11 @@ from lorakit.training.state import (
 )
 from lorakit.world import World
 
-_NO_MATTER = ("name", "methods", "paper", "train.track", "train.save_every", "train.parallel")
+_NO_MATTER = ("name", "methods", "paper", "train.track", "train.save_every")
 """Keys that cannot change the result: a resumed run may have other values."""
+_ROUNDING = ("train.parallel", "train.micro_batch_size", "train.gradient_checkpointing")
+"""Keys that change the result as another plan does: sums are added up in another order, dropout's masks differ."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAY_GROW = ("train.epochs", "train.steps")
 
 
@@ -55,7 +59,7 @@ def own_directory(
         LorakitError: The directory may not be written.
     """
     if resume and overwrite:
-        raise RecipeError("--resume and --overwrite exclude each other")
+        raise RecipeError("--resume and --overwrite exclude each other: to continue a run, leave --overwrite out")
     lock = DirectoryLock(out, progress.say, enabled=world.rank == 0)
     with ExitStack() as stack:
 
@@ -84,22 +88,17 @@ def begin(run: Run, resume: bool) -> None:
     Raises:
         CheckpointError: The recipe is not that of the run that is continued, or a checkpoint does not fit the model.
     """
-    file = run.directory / RECIPE
     digests = {data.name: data.encoded.digest() for data in (run.train, *run.validation)}
     if any(other != digests for other in run.world.gather(digests)):
         raise DataError("task: the processes of this run have read different rows: bring the machines the same data")
     found = run.world.from_first(lambda: _earlier(run, digests)) if resume else None
-    if run.main:
-        if file.is_file() and not resume:
-            clear(run.directory)
-        sweep(run.directory, None if found is None else found[2])
-        write_atomic(file, dump(run.recipe))
+    run.world.from_first(lambda: _make_ready(run, resume, None if found is None else found[2]))
     if found is None:
         run.state.data = digests
-        run.history.rewind(0, evaluated=True)
+        run.history.rewind(-1, evaluated=True)
         return
     before, checkpoint, state, adapter, moments = found
-    _take_up_plan(run, state)
+    _take_up_plan(run, state, before)
     _warn_if_moved(run, state)
     load_trainable(run.prepared.model, adapter, str(checkpoint))
     names = trainable_parameters(run.prepared.model)
@@ -113,6 +112,16 @@ def begin(run: Run, resume: bool) -> None:
         run.history.write("plan", state.step, **plan_of(run))
     _tell_longer(run, before, state.step)
     run.progress.say(f"resuming after step {state.step} of {run.total}")
+
+
+def _make_ready(run: Run, resume: bool, state: TrainingState | None) -> None:
+    """Leave in the directory what the run goes on from, and nothing else, with its recipe."""
+    file = run.directory / RECIPE
+    run.history.guard()  # before anything is removed: the directory may be another one's by now
+    if file.is_file() and not resume:
+        clear(run.directory)
+    sweep(run.directory, state)
+    write_atomic(file, dump(run.recipe))
 
 
 def _earlier(
@@ -130,6 +139,19 @@ def _earlier(
     return load(file).train, *found, read_moments(found[0])
 
 
+def with_revision(recipe: Recipe, file: Path) -> Recipe:
+    """The recipe with the commit that the run began with, where the person names a branch, a tag or nothing.
+
+    Args:
+        recipe: To continue with.
+        file: The run's own recipe.
+    """
+    began, given = load(file).model, recipe.model
+    if began.base != given.base or began.revision is None or _COMMIT.fullmatch(given.revision or ""):
+        return recipe
+    return recipe.model_copy(update={"model": given.model_copy(update={"revision": began.revision})})
+
+
 def check_same(file: Path, recipe: Recipe, given: bool = False) -> None:
     """Refuse a recipe that is not the run's own, but for keys that cannot change the result, and a longer run.
 
@@ -144,7 +166,7 @@ def check_same(file: Path, recipe: Recipe, given: bool = False) -> None:
         CheckpointError: Names every key with both values.
     """
     before, now = flat(load(file)), flat(recipe)
-    free = (*_NO_MATTER, *(f"task.{key}" for key in recipe.task.places))
+    free = (*_NO_MATTER, *_ROUNDING, *(f"task.{key}" for key in recipe.task.places))
     changed = [
         f"{file}: {key} was {_written(before, key)} and is {_written(now, key)} now: "
         "--resume needs the run's own recipe"
@@ -208,16 +230,22 @@ def _written(values: dict[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
 
 
-def _take_up_plan(run: Run, state: TrainingState) -> None:
+def _take_up_plan(run: Run, state: TrainingState, before: Train) -> None:
     """Go on with the micro-batches of before, which may have been halved when memory ran out."""
-    if state.plan.get("processes") == plan_of(run)["processes"]:
+    asked = run.recipe.train.micro_batch_size != before.micro_batch_size
+    if state.plan.get("processes") == plan_of(run)["processes"] and not asked:
         run.trainee.limit = Limit(rows=state.plan["rows"], tokens=state.plan["tokens"])
 
 
 def _warn_if_moved(run: Run, state: TrainingState) -> None:
-    now = {**machine_of(run), **plan_of(run)}
-    moved = {
-        key: (value, now.get(key)) for key, value in {**state.machine, **state.plan}.items() if now.get(key) != value
-    }
-    for key, (before, after) in moved.items():
-        run.progress.say(f"warning: {key} was {before} and is {after} now: the last bits of the result may differ")
+    for now, then, what in (
+        (machine_of(run), state.machine, "the last bits of the result may differ"),
+        (
+            plan_of(run),
+            state.plan,
+            "the result differs by rounding, and with dropout by other masks from here on",
+        ),
+    ):
+        for key, before in then.items():
+            if now.get(key) != before:
+                run.progress.say(f"warning: {key} was {before} and is {now.get(key)} now: {what}")

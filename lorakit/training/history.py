@@ -48,16 +48,17 @@ class History:
         """Forget what happened after a checkpoint, which the resumed run will do again.
 
         Args:
-            step: The checkpoint's.
+            step: The checkpoint's; -1 for a run that starts afresh.
             evaluated: Whether the evaluation at that step is part of the checkpoint.
         """
+        if not self.enabled:
+            return
         kept = []
         for line in read_history(self.file.parent):
             undone = line["step"] == step and line["kind"] in ("eval", "save") and not evaluated
             if line["step"] <= step and line["kind"] != "final" and not undone:
                 kept.append(json.dumps(line) + "\n")
-        if self.enabled:
-            write_atomic(self.file, "".join(kept))
+        write_atomic(self.file, "".join(kept))
 
 
 def _nothing() -> None:
@@ -70,7 +71,9 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     file = run / FILE
     for text in file.read_text().splitlines() if file.is_file() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line:
+            lines.append(line)
     return lines

@@ -17,7 +17,7 @@ from lorakit.objective import Objective
 from lorakit.runtime import derive
 from lorakit.schedule import Train
 from lorakit.surgery import whole
-from lorakit.training.audit import Watch
+from lorakit.training.audit import TELLING, Watch
 from lorakit.world import ALONE, World
 
 
@@ -107,15 +107,21 @@ def optimise(
         loss = _gradient_with_room(trainee, data, rows, lengths, count, train.seed)
         norm = _clip(trainee, train.max_grad_norm)
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        _update(trainee, lr, skipped)
+        _update(trainee, skipped, telling=lr >= train.lr * TELLING)
         tokens = int(lengths[rows.rows].sum())
         whose = tuple(data.items[i].row for i in rows.rows) if skipped else ()
         yield Step(rows.number, rows.epoch, rows.ends_epoch, loss, lr, norm, count, tokens, whose)
 
 
-def _update(trainee: Trainee, lr: float, skipped: bool) -> None:
-    """The optimiser's step, unless it is skipped; either way the gradient is used up."""
-    watch = trainee.watch if lr > 0 else None
+def _update(trainee: Trainee, skipped: bool, telling: bool) -> None:
+    """The optimiser's step, unless it is skipped; either way the gradient is used up.
+
+    Args:
+        trainee: Model and optimiser.
+        skipped: Whether the gradient is no number.
+        telling: Whether the rate is so large that what is trained must move.
+    """
+    watch = trainee.watch if telling else None
     if not skipped:
         if watch is not None:
             watch.before()
@@ -136,7 +142,7 @@ def _gradient_with_room(trainee: Trainee, data: Encoded, rows: StepRows, lengths
         plans = micro_batches(rows.rows.tolist(), lengths, trainee.limit, world)
         largest = max(len(group) for plan in plans for group in plan)
         try:
-            return _accumulate(trainee, data, plans[trainee.accelerator.process_index], count)
+            return _accumulate(trainee, data, plans[trainee.accelerator.process_index], count, rows.rows[0])
         except _Agreed:
             too_large = largest <= 1
         except torch.OutOfMemoryError as error:
@@ -157,16 +163,17 @@ class _Agreed(Exception):
 
 def _does_not_fit(step: int, rows: int) -> LorakitError:
     return LorakitError(
-        f"step {step}: out of memory with {rows} rows per forward pass; try a smaller "
-        "train.micro_batch_size, train.gradient_checkpointing, or a smaller task.max_length"
+        f"step {step}: out of memory with {rows} rows per forward pass; go on with --resume and a smaller "
+        "train.micro_batch_size or train.gradient_checkpointing=true, or start again with a smaller task.max_length"
     )
 
 
-def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: int) -> float:
+def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: int, stand_in: int) -> float:
     """Backward over the micro-batches: each adds its summed loss divided by the whole step's target count.
 
     Of several processes each works alone until the last micro-batch, the smallest, in which gradients are exchanged.
-    Before that they tell one another whether memory ran out. In parts of a model (fsdp) they never work alone.
+    Before that they tell one another whether memory ran out. In parts of a model (fsdp) they never work alone. A
+    process without rows takes part with one of the step's, times zero.
     """
     accelerator, world = trainee.accelerator, trainee.accelerator.num_processes
     total: Tensor = torch.zeros((), device=accelerator.device)
@@ -179,7 +186,7 @@ def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: i
             continue
         try:
             with nullcontext() if last else accelerator.no_sync(trainee.model):
-                batch = collate([data.items[i] for i in group or [0]], trainee.pad_id).to(accelerator.device)
+                batch = collate([data.items[i] for i in group or [stand_in]], trainee.pad_id).to(accelerator.device)
                 loss, _ = trainee.objective(trainee.model, batch)
                 # DDP and FSDP average over devices, hence the factor; an empty micro-batch adds nothing.
                 accelerator.backward(loss * (world / count if group else 0.0))

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 
 from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
@@ -73,7 +74,7 @@ def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, s
     return wrapped, optimizer
 
 
-def _mean_in_order(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _mean_in_order(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """The processes' mean gradient, added up in the order of their ranks.
 
     gloo's own order depends on a gradient's place in the bucket, and DDP fills its buckets anew after the first step:

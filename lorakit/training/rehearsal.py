@@ -24,10 +24,9 @@ from lorakit.progress import Silent
 from lorakit.runtime import derive, disk_errors, size_text
 from lorakit.surgery import trainable_parameters, trainable_state
 from lorakit.training.setup import Run
-from lorakit.training.state import newest_checkpoint, save_checkpoint
+from lorakit.training.state import REHEARSAL, newest_checkpoint, save_checkpoint
 from lorakit.world import ALONE
 
-DIRECTORY = ".rehearsal"
 _NEW_TOKENS_ON_CPU = 2
 _CHECKPOINTS_AT_ONCE = 3
 """The best, the newest, and the one that is being written."""
@@ -145,20 +144,22 @@ def rehearse_save(run: Run) -> None:
 
 
 def _save(run: Run, adapter: dict[str, Tensor]) -> None:
-    directory = run.directory / DIRECTORY
+    directory = run.directory / REHEARSAL
     names = trainable_parameters(run.prepared.model)
     moments = {f"{name}/{key}": torch.zeros_like(adapter[name]) for name in names for key in ("exp_avg", "exp_avg_sq")}
+    run.history.guard()
+    counters = {name: {"step": 0.0} for name in names}
     with disk_errors(directory):
         shutil.rmtree(directory, ignore_errors=True)  # that of a process that was killed
         try:
-            saved = save_checkpoint(directory, replace(run.state), adapter, run.provenance, (moments, {}))
+            saved = save_checkpoint(directory, replace(run.state), adapter, run.provenance, (moments, counters))
             if newest_checkpoint(directory) is None:
                 raise LorakitError(f"{saved}: what was just written cannot be read back; the disk is at fault")
             size = sum(file.stat().st_size for file in saved.iterdir())
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-    there = sum(file.stat().st_size for file in (run.directory / CHECKPOINTS).rglob("*") if file.is_file())
-    needed, free = _CHECKPOINTS_AT_ONCE * size - there, shutil.disk_usage(run.directory).free
+        there = sum(file.stat().st_size for file in (run.directory / CHECKPOINTS).rglob("*") if file.is_file())
+        needed, free = _CHECKPOINTS_AT_ONCE * size - there, shutil.disk_usage(run.directory).free
     if free < needed:
         run.progress.say(
             f"warning: {run.directory}: {size_text(free)} free, and the run's checkpoints may take {size_text(needed)} "

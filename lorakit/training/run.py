@@ -22,7 +22,7 @@ from lorakit.records import write_records
 from lorakit.report import shown, write_report
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
 from lorakit.training.audit import TOO_MANY_SKIPPED, Watch, check_written, named_rows
-from lorakit.training.begin import begin, check_same, own_directory
+from lorakit.training.begin import begin, check_same, own_directory, with_revision
 from lorakit.training.interrupt import Interrupted, StopEvaluation, StopSignals
 from lorakit.training.loop import Step, optimise
 from lorakit.training.optim import rate, warmup_steps
@@ -49,15 +49,16 @@ def train(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False
     """
     world = join()
     with own_directory(out, progress, world, resume=resume, overwrite=overwrite) as lock:
-        source = world.from_first(lambda: _start(recipe, out, resume))
+        recipe, source = world.from_first(lambda: _start(recipe, out, resume))
         return _train(recipe, out, progress, lock, source, resume)
 
 
-def _start(recipe: Recipe, out: Path, resume: bool) -> Source | None:
-    """The run to start from, if any; before it, whether a run that is continued is this recipe's."""
+def _start(recipe: Recipe, out: Path, resume: bool) -> tuple[Recipe, Source | None]:
+    """The recipe, of a continued run with the commit that it began with; and the run to start from, if any."""
     if resume and (out / RECIPE).is_file():
+        recipe = with_revision(recipe, out / RECIPE)
         check_same(out / RECIPE, recipe, given=True)  # and once more when the base has filled in the rest
-    return read_source(recipe, out, resume)
+    return recipe, read_source(recipe, out, resume)
 
 
 def _train(
@@ -71,8 +72,8 @@ def _train(
         limit = run.trainee.limit
         rehearse(run)
         with StopSignals() as signals:  # before, nothing has been done that would have to be saved
+            rehearse_save(run)  # before: `begin` removes the run that is there
             begin(run, resume)
-            rehearse_save(run)
             with tracking(run):
                 if run.state.step == 0:  # a resumed run has its plan, and its line, from before
                     _tell_plan(run, limit)
@@ -89,7 +90,9 @@ def _steps(run: Run, signals: StopSignals) -> None:
         done = run.state.step
         ends_epoch = done % steps_per_epoch(len(data), train.batch_size) == 0
         _evaluate_and_save(run, done, ends_epoch, signals, last=done == run.total)
+        run.state.evaluated = True  # of a run that is longer now, its end of before may not be due any more
     if _patience_spent(run):
+        run.progress.say(f"{run.recipe.train.patience} evaluations without a better one: nothing more is trained")
         return
     run.trainee.model.train()
     run.trainee.watch = _watch(run)
@@ -139,8 +142,9 @@ def _count_skipped(run: Run, step: Step) -> None:
         what = "loss" if not math.isfinite(step.loss) else "gradient's norm"
         raise LorakitError(
             f"step {step.number}: the {what} is {step.loss if what == 'loss' else step.grad_norm}, and "
-            f"{state.skipped_in_a_row} steps in a row had to be skipped; lower train.lr, or use bfloat16 or float32. "
-            f"The weights are those of before: the last good checkpoint is {saved[0] if saved else 'none yet'}. "
+            f"{state.skipped_in_a_row} steps in a row had to be skipped; start again with a lower train.lr, or with "
+            f"bfloat16 or float32. What is good so far (for eval and merge, with --checkpoint): "
+            f"{saved[0].name if saved else 'nothing yet'}. "
             f"This step's rows, counted from 1: {named_rows(step.skipped)} of {run.train.name}; "
             f"all of them: the lines of kind skip in {run.history.file}"
         )
@@ -295,13 +299,11 @@ def _patience_spent(run: Run) -> bool:
 
 def _save(run: Run) -> None:
     if not (run.main or run.world.sharded):
-        run.world.wait()
+        run.world.from_first(lambda: None)  # the first one's error is everybody's
         return
     names = trainable_parameters(run.prepared.model)
     adapter, moments = trainable_state(run.prepared.model), optimizer_state(run.trainee.plain_optimizer, names)
-    if run.main:
-        _write(run, adapter, moments)
-    run.world.wait()  # nobody ends the run, as a failed one, before it is saved
+    run.world.from_first(lambda: _write(run, adapter, moments))
 
 
 def _write(run: Run, adapter: dict[str, Tensor], moments: Moments) -> None:

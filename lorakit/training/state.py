@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ from lorakit.lock import LOCK
 from lorakit.runtime import atomic_directory, disk_errors, write_atomic
 from lorakit.surgery import like, whole
 from lorakit.training.audit import check_written
-from lorakit.weights import read_header
+from lorakit.weights import Entry, read_header
 
 Moments = tuple[dict[str, Tensor], dict[str, dict[str, float]]]
 """Of an optimiser: tensors by parameter and kind, and the counters, one number each, by parameter."""
+REHEARSAL = ".rehearsal"
+"""A folder for the checkpoint that is saved before the first step, to see whether that can be done."""
 _TENSORS = "optimizer.safetensors"
 _STATE = "state.json"
 _LEFT_BEHIND = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
@@ -246,19 +249,21 @@ def _unfinished(run: Path) -> Iterator[Path]:
 
 def is_empty(run: Path) -> bool:
     """Whether nothing is in a directory but what a run that was killed in its first moment has left there."""
-    return all(path.name == LOCK or path in set(_unfinished(run)) for path in run.iterdir())
+    unfinished = set(_unfinished(run))
+    return all(path.name in (LOCK, REHEARSAL) or path in unfinished for path in run.iterdir())
 
 
 def clear(run: Path) -> None:
     """Remove what a run directory holds, but for the lock.
 
-    The recipe goes last: a directory that is half removed can still be told from somebody else's files.
+    The recipe goes last: a directory that is half removed can still be told from somebody else's files. Checkpoints go
+    first: without its history no run must go on.
 
     Raises:
         LorakitError: The disk refuses.
     """
     with disk_errors(run):
-        for path in sorted(run.iterdir(), key=lambda path: path.name == RECIPE):
+        for path in sorted(run.iterdir(), key=lambda path: (path.name == RECIPE, path.name != CHECKPOINTS)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK:
@@ -267,13 +272,35 @@ def clear(run: Path) -> None:
 
 def _read(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
     adapter, _ = read_adapter(checkpoint / ADAPTER)
-    read_header(checkpoint / _TENSORS)
+    moments, _ = read_header(checkpoint / _TENSORS)
     try:
-        fields = json.loads((checkpoint / _STATE).read_text())
-        state = TrainingState(**{**fields, "best": Best(**fields["best"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        state = TypeAdapter(TrainingState).validate_json((checkpoint / _STATE).read_bytes(), strict=True)
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(map(str, found["loc"]))
+        raise CheckpointError(f"{checkpoint / _STATE}: damaged: {where}: {found['msg']}") from error
+    except OSError as error:
         raise CheckpointError(f"{checkpoint / _STATE}: damaged: {error}") from error
+    if state.step != _step_of(checkpoint):
+        raise CheckpointError(f"{checkpoint / _STATE}: damaged: it is of step {state.step}")
+    _check_moments(checkpoint / _TENSORS, moments, state, adapter)
     return state, adapter
+
+
+def _check_moments(
+    file: Path, moments: Mapping[str, Entry], state: TrainingState, adapter: Mapping[str, Tensor]
+) -> None:
+    """Whether each parameter has all of its moments and its counter, or, before its first gradient, none."""
+    kinds: dict[str, set[str]] = {}
+    for key in moments:
+        name, _, kind = key.rpartition("/")
+        kinds.setdefault(name, set()).add(kind)
+    whole = kinds.keys() == state.steps.keys() and len(set(map(frozenset, kinds.values()))) <= 1
+    if not whole or any(
+        name not in adapter or entry.shape != tuple(adapter[name].shape)
+        for name, entry in ((key.rpartition("/")[0], entry) for key, entry in moments.items())
+    ):
+        raise CheckpointError(f"{file}: damaged: its moments are not those of the adapter beside it")
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -20,10 +20,9 @@ from lorakit.progress import Silent
 from lorakit.training import audit, loop
 from lorakit.training import run as run_module
 from lorakit.training.audit import STEPS, TOO_MANY_SKIPPED, Watch, check_optimizer, check_rows, check_written
-from lorakit.training.rehearsal import DIRECTORY
 from lorakit.training.run import _watch
 from lorakit.training.setup import set_up
-from lorakit.training.state import newest_checkpoint
+from lorakit.training.state import REHEARSAL, newest_checkpoint
 
 Tiny = Callable[[str], Path]
 EOS = 9
@@ -265,7 +264,7 @@ def test_a_save_that_went_wrong_ends_the_run_and_is_not_left(
     from lorakit.training import state
 
     def flips(file: Path, tensors: Any) -> None:
-        if file.name == what and DIRECTORY not in file.parts:  # the rehearsal's save comes before
+        if file.name == what and REHEARSAL not in file.parts:  # the rehearsal's save comes before
             content = bytearray(file.read_bytes())
             content[-1] ^= 1
             file.write_bytes(content)

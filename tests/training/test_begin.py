@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import run, small_recipe
+from small_runs import history, run, small_recipe
 
+from lorakit.data.batches import Limit
 from lorakit.errors import CheckpointError, LorakitError
 from lorakit.progress import Plain
+from lorakit.recipe import dump
+from lorakit.training import run as run_module
+from lorakit.training.begin import check_same, with_revision
 from lorakit.training.history import read_history
 from lorakit.training.run import train
 
@@ -122,3 +126,51 @@ def test_every_change_names_the_file_and_both_values(tmp_path: Path, tiny: Tiny,
         f"{finished}/recipe.yaml: method.rank was 2 and is 3 now: --resume needs the run's own recipe",
         f"{finished}/recipe.yaml: train.lr was 0.01 and is 0.5 now: --resume needs the run's own recipe",
     )
+
+
+def test_a_smaller_micro_batch_may_follow_where_memory_ran_out(
+    tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(small_recipe(tmp_path, tiny("bert"), train={"micro_batch_size": 4}), tmp_path / "run")
+    smaller = small_recipe(tmp_path, tiny("bert"), train={"micro_batch_size": 2, "epochs": 3})
+    made = train(smaller, tmp_path / "run", Plain(), resume=True)
+    assert made.trainee.limit == Limit(rows=2)
+    assert "warning: rows was 4 and is 2 now: the result differs by rounding" in capsys.readouterr().out
+    assert [line["rows"] for line in history(tmp_path / "run", "plan")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("main", "a" * 40), (None, "a" * 40), ("a" * 40, "a" * 40), ("b" * 40, "b" * 40)]
+)
+def test_a_branch_stands_for_the_commit_that_the_run_began_with(
+    tmp_path: Path, tiny: Tiny, given: str | None, expected: str
+) -> None:
+    """The run's recipe has the commit; a person goes on with the file that has the branch, or nothing."""
+    began = small_recipe(tmp_path, tiny("bert"), model={"revision": "a" * 40})
+    (tmp_path / "began.yaml").write_text(dump(began))
+    asked = began.model_copy(update={"model": began.model.model_copy(update={"revision": given})})
+    found = with_revision(asked, tmp_path / "began.yaml")
+    assert found.model.revision == expected
+    if expected == "a" * 40:
+        check_same(tmp_path / "began.yaml", found, given=True)
+    else:
+        with pytest.raises(CheckpointError, match="model.revision was"):
+            check_same(tmp_path / "began.yaml", found, given=True)
+
+
+def test_what_is_there_now_is_looked_at_before_anything_is_removed(
+    tmp_path: Path, tiny: Tiny, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has deleted the directory while the base was loaded, and trains there."""
+    before = {file.name: file.read_bytes() for file in finished.iterdir() if file.is_file()}
+    real = run_module.begin
+
+    def replaced(*args: Any) -> None:
+        finished.rename(tmp_path / "elsewhere")
+        shutil.copytree(tmp_path / "elsewhere", finished, ignore=shutil.ignore_patterns(".lock"))
+        real(*args)
+
+    monkeypatch.setattr(run_module, "begin", replaced)
+    with pytest.raises(LorakitError, match="was deleted, moved or replaced"):
+        run(small_recipe(tmp_path, tiny("bert")), finished, overwrite=True)
+    assert {file.name: file.read_bytes() for file in finished.iterdir() if file.is_file()} == before

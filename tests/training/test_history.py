@@ -54,7 +54,9 @@ def test_rewind_to_the_last_step_forgets_the_final_evaluation(tmp_path: Path) ->
 
 
 def test_rewind_to_the_start_empties(tmp_path: Path) -> None:
-    filled(tmp_path).rewind(0, evaluated=True)
+    history = filled(tmp_path)
+    history.write("plan", 0)
+    history.rewind(-1, evaluated=True)
     assert (tmp_path / FILE).read_text() == ""
 
 
@@ -66,6 +68,16 @@ def test_torn_last_line_is_passed_over_and_gone_after_a_rewind(tmp_path: Path) -
     history.rewind(4, evaluated=True)
     history.write("log", 5)
     assert [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()][-1] == 5
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"kind": "log"}', '{"step": "1", "kind": "log"}', "null"])
+def test_lines_of_another_form_are_passed_over(tmp_path: Path, line: str) -> None:
+    history = filled(tmp_path)
+    before = kinds(tmp_path)
+    with (tmp_path / FILE).open("a") as file:
+        file.write(line + "\n")
+    assert kinds(tmp_path) == before
+    history.rewind(4, evaluated=True)
 
 
 def test_numbers_survive_a_rewind_exactly(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from lorakit.progress import Plain, Silent
 from lorakit.surgery import trainable_state
 from lorakit.training import rehearsal, state
 from lorakit.training import run as run_module
-from lorakit.training.rehearsal import DIRECTORY, part_of, rehearse, rehearse_save
+from lorakit.training.rehearsal import part_of, rehearse, rehearse_save
 from lorakit.training.setup import Run, set_up
+from lorakit.training.state import REHEARSAL
 
 Tiny = Callable[[str], Path]
 CASES = [("bert", "classification"), ("roberta", "regression"), ("gpt2", "completion")]
@@ -194,13 +195,13 @@ def test_a_save_that_reads_back_otherwise(tmp_path: Path, tiny: Tiny, monkeypatc
     monkeypatch.setattr(state, "check_written", flips)
     with pytest.raises(CheckpointError, match="read back, is not what was written"):
         run(small_recipe(tmp_path, tiny("bert")), tmp_path / "run")
-    assert not (tmp_path / "run" / DIRECTORY).exists()
+    assert not (tmp_path / "run" / REHEARSAL).exists()
 
 
 def test_what_a_killed_rehearsal_left_is_removed(tmp_path: Path, tiny: Tiny) -> None:
     recipe = small_recipe(tmp_path, tiny("bert"), **WET)
     run(recipe, tmp_path / "plain")
-    (tmp_path / "run" / DIRECTORY / "checkpoints/step-0").mkdir(parents=True)
+    (tmp_path / "run" / REHEARSAL / "checkpoints/step-0").mkdir(parents=True)
     (tmp_path / "run/recipe.yaml").write_bytes((tmp_path / "plain/recipe.yaml").read_bytes())
     run(recipe, tmp_path / "run", resume=True)
     same_result(tmp_path / "plain", tmp_path / "run")

@@ -1,10 +1,13 @@
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_runs import IN_CHECKPOINT, run, small_recipe
 from torch import nn
 
@@ -13,6 +16,7 @@ from lorakit.errors import CheckpointError
 from lorakit.training.state import (
     Best,
     TrainingState,
+    clear,
     newest_checkpoint,
     optimizer_state,
     read_moments,
@@ -155,3 +159,74 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, tiny: Callabl
     shutil.copytree(tmp_path / "a/run/checkpoints", tmp_path / "b/run/checkpoints")
     with pytest.raises(CheckpointError, match="has shape"):
         run(recipe, tmp_path / "b/run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("step",), 20),
+        (("step",), "3"),
+        (("tokens",), 1.5),
+        (("plan",), [1]),
+        (("best", "step"), "1/../../../elsewhere"),
+        (("steps", "layer.A"), {"step": "two"}),
+        (("steps", "layer.B"), None),
+        (("steps",), {"layer.A": {"step": 2.0}}),
+        (("data",), {"train": 1}),
+    ],
+)
+def test_a_state_that_does_not_hold_together_is_passed_over(tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
+    save(tmp_path, 2, best=2)
+    file = save(tmp_path, 3, best=2) / "state.json"
+    fields = json.loads(file.read_text())
+    inner = fields
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(fields))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1].step == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "null", '{"step": 3', '{"step": 3, "best": []}', "\xff"])
+def test_a_state_that_is_none_is_passed_over(tmp_path: Path, text: str) -> None:
+    (save(tmp_path, 3) / "state.json").write_text(text, encoding="latin-1")
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_an_undefined_best_value_comes_back(tmp_path: Path) -> None:
+    state = TrainingState(3, best=Best(2, math.nan, 1))
+    save_checkpoint(tmp_path, state, {"a": torch.ones(1)}, PROVENANCE, ({}, {}))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1].best.value is not None
+    assert math.isnan(found[1].best.value)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda moments: moments.pop("layer.A/exp_avg"),
+        lambda moments: moments.update({"layer.C/exp_avg": torch.ones(1), "layer.C/exp_avg_sq": torch.ones(1)}),
+        lambda moments: moments.update({"layer.A/exp_avg": torch.ones(2, 3)}),
+        lambda moments: [moments.pop(f"layer.B/{kind}") for kind in ("exp_avg", "exp_avg_sq")],
+    ],
+)
+def test_moments_of_other_parameters_are_passed_over(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
+    file = save(tmp_path, 3) / "optimizer.safetensors"
+    moments = load_file(file)
+    spoil(moments)
+    save_file(moments, file)
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_what_is_cleared_cannot_go_on_without_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 3)
+    for name in ("recipe.yaml", "metrics.jsonl", "a", ".lock"):
+        (tmp_path / name).write_text("")
+    gone: list[str] = []
+    monkeypatch.setattr(Path, "unlink", lambda path: gone.append(path.name))
+    monkeypatch.setattr(shutil, "rmtree", lambda path: gone.append(path.name))
+    clear(tmp_path)
+    assert (gone[0], gone[-1], sorted(gone[1:-1])) == ("checkpoints", "recipe.yaml", ["a", "metrics.jsonl"])
