@@ -12,6 +12,7 @@ from typing import Any
 
 from lorakit.checkpoint import ADAPTER
 from lorakit.errors import LorakitError, RecipeError
+from lorakit.launch import lorakit_command
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe, dump, load
 from lorakit.runtime import write_atomic
@@ -104,7 +105,7 @@ def train_until_killed(file: str, out: str, last: int) -> None:
 
 
 def _train(file: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "lorakit", "train", str(file), "--out", str(out)]
+    return lorakit_command(["train", str(file), "--out", str(out)])
 
 
 def _run(command: Sequence[str], what: str, expected: int = 0) -> None:

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.compare.settings import slug
+from lorakit.launch import lorakit_command
 from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe, dump
 from lorakit.runtime import disk_errors, write_atomic
@@ -78,7 +78,7 @@ class Job:
 
     def command(self) -> list[str]:
         """What is started."""
-        return [sys.executable, "-m", "lorakit", "train", str(self.file), "--out", str(self.run), "--resume"]
+        return lorakit_command(["train", str(self.file), "--out", str(self.run), "--resume"])
 
     def progress(self) -> str:
         """`120/300` steps; the total is unknown until the run has said it."""

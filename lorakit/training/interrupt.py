@@ -51,12 +51,3 @@ class StopSignals:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-
-    def check(self, *_: object) -> None:
-        """For loops that may be left at any point.
-
-        Raises:
-            StopEvaluation: A signal has come.
-        """
-        if self.received is not None:
-            raise StopEvaluation
