@@ -136,7 +136,7 @@ def test_a_run_whose_directory_goes(
             copied(whole[1], out)
 
     when_step(monkeypatch, 4, go)
-    with pytest.raises(LorakitError, match=f"{out}: the run directory was deleted, moved or replaced while"):
+    with pytest.raises(LorakitError, match=f"{out}: the run directory, or its .lock, was deleted, moved or replaced while"):
         run(recipe, out)
     monkeypatch.undo()
     if how == "replaced by another run":
@@ -162,7 +162,7 @@ def test_it_goes_during_an_evaluation_that_a_signal_ends(
         return real(run, *args)
 
     monkeypatch.setattr(run_module, "_evaluate", evaluate)
-    with pytest.raises(LorakitError, match="the run directory was deleted"):
+    with pytest.raises(LorakitError, match="the run directory, or its .lock, was deleted"):
         run(whole[0], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
