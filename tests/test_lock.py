@@ -97,7 +97,9 @@ def test_a_directory_that_is_no_longer_ours(tmp_path: Path, how: str) -> None:
                     held.check()
                 (out / "theirs").touch()
             return
-        with pytest.raises(LorakitError, match=f"{out}: the run directory, or its .lock, was deleted, moved or replaced"):
+        with pytest.raises(
+            LorakitError, match=f"{out}: the run directory, or its .lock, was deleted, moved or replaced"
+        ):
             held.check()
     assert not out.exists()
 

@@ -42,7 +42,7 @@ E2E = GLUE.replace("name: glue\n  subset: mnli", "name: e2e")
 TRAIN_KEYS = (
     "epochs, steps, batch_size, micro_batch_size, optimizer, lr, schedule, warmup, weight_decay, max_grad_norm, "
     "precision, gradient_checkpointing, label_smoothing, head_bias, seed, eval_every, save_every, select, eval_limit, "
-    "patience, init_from, track"
+    "patience, parallel, init_from, track"
 )
 
 
@@ -93,6 +93,7 @@ def test_the_smallest_recipe_and_its_defaults() -> None:
         select=None,
         eval_limit=None,
         patience=None,
+        parallel="ddp",
         init_from=None,
         track=[],
     )
@@ -235,7 +236,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     # keys that come with later versions
     *[
         (GLUE + f"  {key}\n", "", [f"r.yaml:12: train.{key.split(':')[0]}: unknown key; allowed: {TRAIN_KEYS}"])
-        for key in ("parallel: ddp", "methods: {}")
+        for key in ("quantize: nf4", "methods: {}")
     ],
     # mistyped values
     (

@@ -6,6 +6,7 @@ is removed. Only micro-batches for which memory ran out stay cut.
 
 import random
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -120,7 +121,9 @@ def _evaluate(run: Run, tokens: int) -> None:
             new = min(_NEW_TOKENS_ON_CPU, settings.max_new_tokens)
             settings = settings.model_copy(update={"max_new_tokens": new})
     subject = run.subject if run.world.sharded else replace(run.subject, world=ALONE)  # all rehearse, each for itself
-    found = evaluate(subject, run.recipe.task, part_of(data, rows), settings, Silent(), Part(quick=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # metrics of so few rows may be undefined, and nobody reads them
+        found = evaluate(subject, run.recipe.task, part_of(data, rows), settings, Silent(), Part(quick=True))
     for line in subject.room.notes():
         run.progress.say(line)
     assert found.predictions
@@ -156,8 +159,10 @@ def _save(run: Run, adapter: dict[str, Tensor]) -> None:
             if newest_checkpoint(directory) is None:
                 raise LorakitError(f"{saved}: what was just written cannot be read back; the disk is at fault")
             size = sum(file.stat().st_size for file in saved.iterdir())
-        finally:
+        except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
+            raise
+        shutil.rmtree(directory)
         there = sum(file.stat().st_size for file in (run.directory / CHECKPOINTS).rglob("*") if file.is_file())
         needed, free = _CHECKPOINTS_AT_ONCE * size - there, shutil.disk_usage(run.directory).free
     if free < needed:

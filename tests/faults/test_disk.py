@@ -136,7 +136,9 @@ def test_a_run_whose_directory_goes(
             copied(whole[1], out)
 
     when_step(monkeypatch, 4, go)
-    with pytest.raises(LorakitError, match=f"{out}: the run directory, or its .lock, was deleted, moved or replaced while"):
+    with pytest.raises(
+        LorakitError, match=f"{out}: the run directory, or its .lock, was deleted, moved or replaced while"
+    ):
         run(recipe, out)
     monkeypatch.undo()
     if how == "replaced by another run":

@@ -336,7 +336,7 @@ def test_too_many_skipped_steps_end_the_run(tmp_path: Path, tiny: Tiny, monkeypa
     assert message.startswith(f"step {stopped}: the loss is nan, and {TOO_MANY_SKIPPED} steps in a row")
     found = newest_checkpoint(tmp_path / "run")
     assert found is not None
-    assert f"the last good checkpoint is {found[0]}. " in message
+    assert f"What is good so far (for eval and merge, with --checkpoint): {found[0].name}. " in message
     assert found[1].skipped_in_a_row == found[1].step - 7 > 0
     assert all(torch.isfinite(tensor).all() for tensor in found[2].values())
     (last,) = [line for line in history(tmp_path / "run", "skip") if line["step"] == stopped]

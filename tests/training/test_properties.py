@@ -138,7 +138,7 @@ def gradient(items: list[Item], limit: Limit, world: int = 1) -> tuple[float, Te
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         trainee = Trainee(Alone(rank, world), model, optimizer, TokenLoss(model), list(model.parameters()), 0, limit)
         plan = micro_batches(range(8), data.lengths, limit, world)[rank]
-        losses.append(loop._accumulate(trainee, data, plan, int(data.targets.sum())))
+        losses.append(loop._accumulate(trainee, data, plan, int(data.targets.sum()), stand_in=0))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     return sum(losses), torch.stack(gradients).mean(0)
 
