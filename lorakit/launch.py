@@ -15,10 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from lorakit.errors import LorakitError
 
@@ -29,6 +28,9 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 _GRACE_SECONDS = 3.0
 """Between the first failure and the end of the others: time for them to say what they know."""
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+
+_Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
 class WorkerFailed(LorakitError):
@@ -86,15 +88,19 @@ def report(problems: Sequence[str], error: BaseException, prefix: str, trace: st
     return True
 
 
-@dataclass
-class _Worker:
-    rank: int
-    process: "subprocess.Popen[bytes]"
-
-
 def lorakit_command(arguments: Sequence[str]) -> list[str]:
     """The command line of `lorakit` with some arguments, in this Python."""
     return [sys.executable, "-m", "lorakit", *arguments]
+
+
+def killed_by(number: int) -> str:
+    """What a process has died of, for people.
+
+    Args:
+        number: The signal's.
+    """
+    hint = " (perhaps memory ran out)" if number == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(number).name}{hint}"
 
 
 def launch(command: Sequence[str], count: int) -> None:
@@ -116,12 +122,12 @@ def launch(command: Sequence[str], count: int) -> None:
             for rank in range(count):
                 workers.append(_start(command, rank, environment, Path(folder)))
             _wait(workers, signals)
-            codes = [worker.process.returncode for worker in workers]
+            codes = [worker.returncode for worker in workers]
         finally:
             for worker in workers:
-                if worker.process.poll() is None:
-                    worker.process.kill()
-                    worker.process.wait()
+                if worker.poll() is None:
+                    worker.kill()
+                    worker.wait()
         if any(code != 0 for code in codes):
             raise _failure(codes, Path(folder), signals)
 
@@ -145,13 +151,13 @@ def _environment(count: int, folder: str) -> dict[str, str]:
     return {**threads, **quiet, **os.environ, **ours}
 
 
-def _start(command: Sequence[str], rank: int, environment: dict[str, str], folder: Path) -> _Worker:
+def _start(command: Sequence[str], rank: int, environment: dict[str, str], folder: Path) -> _Process:
     streams: dict[str, Any] = {}
     if rank:
         streams["stdout"] = subprocess.DEVNULL
         streams["stderr"] = (folder / f"{rank}.log").open("wb")
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -161,7 +167,6 @@ def _start(command: Sequence[str], rank: int, environment: dict[str, str], folde
     finally:
         if rank:
             streams["stderr"].close()
-    return _Worker(rank, process)
 
 
 class _Signals:
@@ -169,7 +174,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self.workers: list[_Worker] = []
+        self.workers: list[_Process] = []
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
@@ -184,17 +189,17 @@ class _Signals:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
         for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.process.send_signal(number if len(self.received) == 1 else signal.SIGKILL)
+            if worker.poll() is None:
+                worker.send_signal(number if len(self.received) == 1 else signal.SIGKILL)
 
 
-def _wait(workers: Sequence[_Worker], signals: _Signals) -> None:
+def _wait(workers: Sequence[_Process], signals: _Signals) -> None:
     """Until all have ended, or one has failed and the others had time to say what they know."""
     failed_at: float | None = None
     if signals.received:  # not all were there to be told
         return
-    while any(worker.process.poll() is None for worker in workers):
-        if failed_at is None and any(worker.process.poll() for worker in workers):
+    while any(worker.poll() is None for worker in workers):
+        if failed_at is None and any(worker.poll() for worker in workers):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > _GRACE_SECONDS:
             return
@@ -213,9 +218,7 @@ def _failure(codes: Sequence[int | None], folder: Path, signals: _Signals) -> Wo
     count = len(codes)
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
-            hint = " (perhaps memory ran out)" if code == -signal.SIGKILL else ""
-            name = signal.Signals(-code).name
-            text = f"process {rank + 1} of {count} was killed by {name}{hint}; --resume continues"
+            text = f"process {rank + 1} of {count} was {killed_by(-code)}; --resume continues"
             return WorkerFailed([text], LorakitError.prefix, 128 - code)
     for rank, found in reports.items():
         if found is not None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorakit.arch import ARCHITECTURES
@@ -27,3 +27,18 @@ def bare_model(model_type: str, kind: str = "classification", device: str = "cpu
 def random_ids(seed: int = 1) -> Tensor:
     """Four rows of seven tokens, none of them special."""
     return torch.randint(4, VOCABULARY, (4, 7), generator=torch.Generator().manual_seed(seed))
+
+
+def of_peft(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a PEFT model trains in its LoRA and DoRA layers, by our names."""
+    ours = {
+        ".lora_A.default.weight": ".update.A",
+        ".lora_B.default.weight": ".update.B",
+        ".lora_magnitude_vector.default.weight": ".magnitude",
+    }
+    return {
+        name.removeprefix("base_model.model.").removesuffix(ending) + own: parameter
+        for name, parameter in model.named_parameters()
+        for ending, own in ours.items()
+        if name.endswith(ending)
+    }

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.compare.settings import slug
-from lorakit.launch import lorakit_command
+from lorakit.launch import killed_by, lorakit_command
 from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe, dump
 from lorakit.runtime import disk_errors, write_atomic
@@ -94,8 +93,7 @@ class Job:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         if code < 0:
-            hint = " (perhaps memory ran out)" if code == -signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{hint}"
+            return killed_by(-code)
         return (errors or lines or [f"exit code {code}"])[-1]
 
 

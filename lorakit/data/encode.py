@@ -7,6 +7,7 @@ counted.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each item."""
         return np.array([len(item.input_ids) for item in self.items], dtype=np.int64)
 
-    @property
+    @cached_property
     def targets(self) -> NDArray[np.int64]:
         """Targets of each item: learned tokens, or 1 for a text row."""
         return np.array([_target_count(item) for item in self.items], dtype=np.int64)

@@ -157,15 +157,11 @@ class Watch:
         self._left -= 1
         if not self._left:
             self._judge()
-            self.check_frozen()
+            self._check_frozen()
             self._waiting = {}
 
-    def check_frozen(self) -> None:
-        """Whether the frozen tensors are as they were.
-
-        Raises:
-            LorakitError: One has a gradient, or was written to.
-        """
+    def _check_frozen(self) -> None:
+        """Whether the frozen tensors are as they were."""
         for name, parameter in self._frozen.items():
             if parameter.grad is not None or parameter._version != self._versions[name]:
                 what = "got a gradient" if parameter.grad is not None else "was changed"

@@ -117,9 +117,8 @@ def _steps(run: Run, signals: StopSignals) -> None:
 
 def _watch(run: Run) -> Watch:
     model, base = run.prepared.model, run.prepared.file_names
-    heads = () if run.recipe.task.head == "generation" else tuple(f"{path}." for path in run.prepared.row.head)
     trained = trainable_parameters(model)
-    added = [n for n in trained if n not in base and (".update." in n or not n.startswith(heads))]
+    added = [name for name in trained if name not in base and not run.prepared.in_head(name)]
     return Watch(model, added, [name for name in trained if name in base], run.progress.say)
 
 

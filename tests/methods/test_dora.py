@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from adapted import logits, open_adapted, tiny_base
-from bare_models import bare_model, random_ids
+from bare_models import bare_model, of_peft, random_ids
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -131,17 +131,8 @@ def test_trains_as_peft_does(model_type: str, kind: str, names: list[str], modul
     )
     theirs: Any = peft.get_peft_model(copy.deepcopy(ours), config).eval()
     LoRA(rank=3, alpha=12, targets=names, dora=True, rslora=True).apply(ours, architecture(ours.config), 0)
-    suffix = {
-        ".lora_A.default.weight": ".update.A",
-        ".lora_B.default.weight": ".update.B",
-        ".lora_magnitude_vector.default.weight": ".magnitude",
-    }
     mine = trainable_parameters(ours)
-    other = {}
-    for name, parameter in theirs.named_parameters():
-        for ending, own in suffix.items():
-            if name.endswith(ending):
-                other[name.removeprefix("base_model.model.").removesuffix(ending) + own] = parameter
+    other = of_peft(theirs)
     assert other.keys() == mine.keys()
     for name, parameter in other.items():
         if name.endswith("magnitude"):

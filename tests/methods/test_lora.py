@@ -9,6 +9,7 @@ from typing import Any
 import loralib
 import pytest
 import torch
+from bare_models import of_peft
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -464,12 +465,7 @@ def test_equals_peft(model_type: str, kind: str, names: list[str], modules: list
     adapt(ours, rank=3, alpha=12, targets=names, rslora=True)
     randomise(ours)
     mine = trainable_parameters(ours)
-    suffix = {".lora_A.default.weight": ".update.A", ".lora_B.default.weight": ".update.B"}
-    other = {}
-    for name, parameter in theirs.named_parameters():
-        for ending, own in suffix.items():
-            if name.endswith(ending):
-                other[name.removeprefix("base_model.model.").removesuffix(ending) + own] = parameter
+    other = of_peft(theirs)
     assert other.keys() == mine.keys()
     with torch.no_grad():
         for name, parameter in other.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bare_models import bare_model, random_ids
+from bare_models import bare_model, of_peft, random_ids
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -120,12 +120,7 @@ def test_trains_as_peft_does(model_type: str, kind: str, names: list[str], modul
     )
     theirs: Any = peft.get_peft_model(copy.deepcopy(ours), config).eval()
     adapt(ours, targets=names, rslora=rslora)
-    mine, other = trainable_parameters(ours), {}
-    suffix = {".lora_A.default.weight": ".update.A", ".lora_B.default.weight": ".update.B"}
-    for name, parameter in theirs.named_parameters():
-        for ending, own in suffix.items():
-            if name.endswith(ending):
-                other[name.removeprefix("base_model.model.").removesuffix(ending) + own] = parameter
+    mine, other = trainable_parameters(ours), of_peft(theirs)
     assert other.keys() == mine.keys()
     for name, parameter in other.items():
         torch.testing.assert_close(mine[name].abs(), parameter.abs(), rtol=1e-3, atol=1e-4)
