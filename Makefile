@@ -6,14 +6,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 KILLS ?= 1000
 POINTS ?= 2500
+FUZZ ?= 10000
 
-.PHONY: help install demo test test-all test-faults check format docs recipes parity clean
+.PHONY: help install demo test test-all test-faults test-fuzz check format docs recipes parity clean
 
 help:
 	@echo "make demo      install, train SmolLM2 on made-up data, evaluate, merge, export (about 4 min on 2 cores)"
 	@echo "make test      install, make check, and the tests with the two embedded models (about 6 min on 2 cores)"
 	@echo "make test-all  make test and what is long"
-	@echo "make test-faults  1,000 kills and every fault at every point (KILLS, POINTS; about 1 h on 2 cores)"
+	@echo "make test-faults  1,000 kills and every fault at every point (KILLS, POINTS; about 40 min on 2 cores)"
+	@echo "make test-fuzz  10,000 mutated files of each kind (FUZZ; about 15 min on 2 cores)"
 	@echo "make check     format, lint, types"
 	@echo "make parity    per-step loss and scores beside PEFT (needs ../shared/data)"
 
@@ -42,6 +44,10 @@ test-all: check
 test-faults: check
 	LORAKIT_KILLS=$(KILLS) LORAKIT_POINTS=$(POINTS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
 		$(if $(wildcard /dev/shm),--basetemp=/dev/shm/lorakit-faults) tests/faults tests/test_lock.py
+
+# Whole runs with a mutated file are a tenth of them.
+test-fuzz: check
+	LORAKIT_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) tests/faults/test_fuzz.py
 
 check: install
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
 """Adapters on disk, and run directories: what was trained, by which recipe, on which base.
 
 An adapter file holds the trainable parameters by canonical name and one metadata key, `lorakit`, with canonical JSON:
-several keys would be written in random order, and equal adapters would not have equal bytes.
+several keys would be written in random order, and equal adapters would not have equal bytes. The digests in it prove,
+at each reading, that the file is as it was written.
 """
 
 import json
@@ -22,10 +23,12 @@ from lorakit.methods.base import Method, publish
 from lorakit.model import Base, Head, Prepared, prepare
 from lorakit.recipe import Recipe, load
 from lorakit.runtime import write_atomic
+from lorakit.seal import canonical, sealed, tensors_digest, unsealed
 from lorakit.surgery import load_trainable
 from lorakit.weights import read_header
 
-FORMAT = 1
+FORMAT = 2
+"""Of adapter files. 1 had no digests."""
 ADAPTER = "adapter.safetensors"
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
@@ -86,8 +89,8 @@ def save_adapter(file: Path, state: Mapping[str, Tensor], provenance: Provenance
     Raises:
         LorakitError: The disk refuses.
     """
-    canonical = json.dumps(asdict(provenance), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    write_atomic(file, save_bytes(dict(state), metadata={"lorakit": canonical}))
+    fields = sealed({**asdict(provenance), "tensors": tensors_digest(state)})
+    write_atomic(file, save_bytes(dict(state), metadata={"lorakit": canonical(fields)}))
 
 
 def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
@@ -107,16 +110,39 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
     if written > FORMAT:
         raise NewerFormat(f"{file}: written by a newer lorakit (format {written}); upgrade to read it")
     try:
+        if written == 1:
+            state = _load(file)
+        else:
+            fields = unsealed(fields)
+            state = read_tensors(file, fields.pop("tensors"))
         provenance = Provenance(**fields)
-        state = load_bytes(file.read_bytes())
-    except Exception as error:
-        raise CheckpointError(f"{file}: damaged: {error}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: damaged: its `lorakit` metadata: {error}") from error
     if not isinstance(provenance.fingerprint, str):
         raise CheckpointError(f"{file}: damaged: its fingerprint is no text")
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise CheckpointError(f"{file}: {bad[0]} holds NaN or infinity")
     return state, provenance
+
+
+def read_tensors(file: Path, digest: object) -> dict[str, Tensor]:
+    """The tensors of a file, which must have a digest (see `seal`).
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds other tensors.
+    """
+    tensors = _load(file)
+    if tensors_digest(tensors) != digest:
+        raise CheckpointError(f"{file}: damaged: its tensors are not those that were written")
+    return tensors
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_bytes(file.read_bytes())
+    except Exception as error:
+        raise CheckpointError(f"{file}: damaged: {error}") from error
 
 
 @dataclass

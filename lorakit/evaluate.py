@@ -15,8 +15,8 @@ from lorakit.data.batches import Lengths, Limit, by_length
 from lorakit.data.collate import Batch, collate
 from lorakit.data.encode import Encoded, cut_front, encode, end_ids, prompt_ids, with_prefix
 from lorakit.data.rows import ChoiceRow, Row, distinct_prompts, has_target
-from lorakit.data.slots import NO_SLOTS, Slots
-from lorakit.errors import RecipeError
+from lorakit.data.slots import NO_SLOTS, PLACEHOLDER, Slots
+from lorakit.errors import ModelError, RecipeError
 from lorakit.generate import batch_limit, generate
 from lorakit.model import Prepared
 from lorakit.objective import Objective
@@ -208,8 +208,28 @@ def read_split(task: Task, split: str, prepared: Prepared, progress: Progress) -
     """
     read = task.load(split)
     with progress.bar(f"encode {split}", len(read.rows)) as bar:
-        encoded = encode(read.rows, prepared.tokenizer, token_limit(task, prepared), bar.advance, prepared.slots)
+        encoded = encode_for(prepared, read.rows, token_limit(task, prepared), bar.advance)
     return SplitData(split, read.rows, encoded, {**read.dropped, **encoded.dropped}, read.revision)
+
+
+def encode_for(
+    prepared: Prepared, rows: Sequence[Row], limit: int, progress: Callable[[int], None] | None = None
+) -> Encoded:
+    """Tokenise rows for a model; see `encode`.
+
+    Raises:
+        ModelError: A token's id is beyond the embedding, which a GPU would only tell as "device-side assert".
+    """
+    encoded = encode(rows, prepared.tokenizer, limit, progress, prepared.slots)
+    known, tokenizer = int(prepared.model.get_input_embeddings().weight.shape[0]), prepared.tokenizer
+    texts = (item.input_ids[item.input_ids < PLACEHOLDER] for item in encoded.items)
+    largest = max((int(ids.max(initial=0)) for ids in texts), default=0)
+    if (largest := max(largest, tokenizer.pad_token_id)) >= known:
+        raise ModelError(
+            f"model.base: {prepared.located.name}: its tokenizer gives {tokenizer.convert_ids_to_tokens(largest)!r} "
+            f"the id {largest}, and its embedding has {known:,} rows: tokenizer and weights do not belong together"
+        )
+    return encoded
 
 
 def evaluate(

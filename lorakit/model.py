@@ -180,7 +180,7 @@ def load_config(base: Base, located: Located, head: Head) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(located.directory, trust_remote_code=base.trust_remote_code)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(f"model.base: {base.base}: unreadable config: {_one_line(error)}") from error
     suit(config, base, head)
     return config
@@ -230,7 +230,8 @@ def load_tokenizer(located: Located, trust_remote_code: bool = False) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer("a b c", verbose=False)  # some damage shows only at work
+    except Exception as error:  # the Rust library behind it raises nothing more special
         raise ModelError(f"model.base: {located.name}: no readable tokenizer: {_one_line(error)}") from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ModelError(f"model.base: {located.name}: its tokenizer has no padding and no end-of-sequence token")

@@ -15,6 +15,7 @@ from lorakit.evaluate import (
     Evaluation,
     SplitData,
     Subject,
+    encode_for,
     evaluate,
     predict,
     read_split,
@@ -78,7 +79,7 @@ class Session:
         if self.recipe.task.kind == "generation":  # only the prompts are read, and those as they are needed
             return SplitData(name, rows, encode([], prepared.tokenizer, 1))
         limit = token_limit(self.recipe.task, prepared)
-        return SplitData(name, rows, encode(rows, prepared.tokenizer, limit, slots=prepared.slots))
+        return SplitData(name, rows, encode_for(prepared, rows, limit))
 
 
 def open_session(
@@ -118,7 +119,7 @@ def probe_batches(opened: Opened) -> list[dict[str, Tensor]]:
     task, tokenizer = opened.recipe.task, opened.prepared.tokenizer
     split = next(name for name in task.splits if name.startswith("validation"))
     rows, limit = task.load(split).rows[:PROBE_ROWS], token_limit(task, opened.prepared)
-    encoded = encode(rows, tokenizer, limit, slots=opened.prepared.slots)
+    encoded = encode_for(opened.prepared, rows, limit)
     return probe_inputs(encoded, tokenizer.pad_token_id)
 
 

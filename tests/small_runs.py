@@ -13,6 +13,7 @@ from lorakit.data.rows import CompletionRow, TextRow
 from lorakit.model import Prepared, prepare
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, load
+from lorakit.seal import sealed
 from lorakit.tasks.made_up import completion_rows, text_rows
 from lorakit.training.run import train
 from lorakit.training.setup import Run
@@ -84,6 +85,14 @@ def small_recipe(folder: Path, base: Path, kind: str = "classification", rows: i
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Run:
     """Train in silence."""
     return train(recipe, out, Silent(), resume=resume, overwrite=overwrite)
+
+
+def change_state(checkpoint: Path, **fields: Any) -> None:
+    """Write other values into a checkpoint's state, as if it had been saved with them."""
+    file = checkpoint / "state.json"
+    state = json.loads(file.read_text()) | fields
+    del state["digest"]
+    file.write_text(json.dumps(sealed(state)))
 
 
 def history(out: Path, *kinds: str) -> list[dict[str, Any]]:

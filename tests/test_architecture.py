@@ -22,6 +22,7 @@ LAYERS = (
     "launch",
     "world",
     "weights",
+    "seal",
     "yamltree",
     "recipe_errors",
     "progress",

@@ -288,7 +288,7 @@ def test_read_split_adds_up_what_was_dropped(tiny: Tiny, tmp_path: Path) -> None
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"prompt": "p", "target": "x" * n}) + "\n" for n in (3, 50, 4)))
     task = Custom(kind="completion", train=str(file), max_length=10)
-    prepared: Any = SimpleNamespace(tokenizer=of.tokenizer, max_tokens=128, slots=NO_SLOTS)
+    prepared: Any = SimpleNamespace(tokenizer=of.tokenizer, max_tokens=128, slots=NO_SLOTS, model=of.model)
     data = read_split(task, "train", prepared, Silent())
     assert (len(data.rows), len(data.encoded), data.labelled) == (3, 2, True)
     assert data.dropped == {"target longer than max_length (10 tokens)": 1}

@@ -16,18 +16,28 @@ PLOTS = "plots"
 def write_report(run: Path, report: dict[str, Any]) -> None:
     """Write report.json, and then what people read; when that fails, report.json is there."""
     write_atomic(run / "report.json", json.dumps(json_ready(report), indent=1, ensure_ascii=False) + "\n")
-    write_pages(run)
+    _write_pages(run)
 
 
 def write_pages(run: Path) -> None:
-    """Write report.md, report.html and plots/*.png from the run's report.json, metrics.jsonl and predictions.
+    """Write report.md, report.html and plots/*.png again, from the run's report.json, metrics.jsonl and predictions.
 
     Raises:
-        CheckpointError: The run has no report.json.
+        CheckpointError: The run has no report.json, or its files hold other things than those of a report.
         LorakitError: The disk refuses.
     """
     if not (run / "report.json").is_file():
         raise CheckpointError(f"{run}: no report.json: not a run directory, or the run has not finished")
+    try:
+        _write_pages(run)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, FileNotFoundError) as error:
+        raise CheckpointError(
+            f"{run}: report.json, metrics.jsonl or a file of predictions is missing, damaged, or of another lorakit: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _write_pages(run: Path) -> None:
     found = page(run)
     for section in found.sections:
         for picture in section.pictures:

@@ -63,8 +63,11 @@ def _config(base: str) -> dict[str, Any] | None:
     if base.endswith(".gguf"):
         return None
     file = _local(base, "config.json") or _cached(base, "config.json")
-    config = _from_hub(base, "config.json") if file is None else json.loads(file.read_text(encoding="utf-8"))
-    if config is not None and "model_type" not in config:
+    try:
+        config = _from_hub(base, "config.json") if file is None else json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"--base {base}: its config.json cannot be read: {error}") from error
+    if config is not None and (not isinstance(config, dict) or "model_type" not in config):
         raise ModelError(f"--base {base}: its config.json names no model_type")
     return config
 
@@ -77,7 +80,10 @@ def _tokenizer(base: str) -> "Tokenizer | None":
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # nothing more special is raised
+        raise ModelError(f"--base {base}: its tokenizer.json cannot be read: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -19,10 +19,11 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, Provenance, read_adapter, save_adapter
+from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, Provenance, read_adapter, read_tensors, save_adapter
 from lorakit.errors import CheckpointError, NewerFormat
 from lorakit.lock import LOCK
 from lorakit.runtime import atomic_directory, disk_errors, write_atomic
+from lorakit.seal import sealed, tensors_digest, unsealed
 from lorakit.surgery import like, whole
 from lorakit.training.audit import check_written
 from lorakit.weights import Entry, read_header
@@ -72,6 +73,7 @@ class TrainingState:
         scaler: Of float16's loss, where there is one.
         init_from: What the run started from, where it was another one.
         data: Split → hash of its token ids and labels.
+        digests: Of the adapter's and the optimiser's tensors in the files beside it (see `seal`).
         skipped: Steps so far without a finite gradient, which changed nothing.
         skipped_in_a_row: The last ones of them, with no other in between.
     """
@@ -87,6 +89,7 @@ class TrainingState:
     scaler: dict[str, float] = field(default_factory=dict)
     init_from: dict[str, Any] | None = None
     data: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     skipped: int = 0
     skipped_in_a_row: int = 0
 
@@ -102,14 +105,15 @@ def save_checkpoint(
 
     Args:
         run: The run directory.
-        state: Its `steps` are filled in here.
+        state: Its `steps` and `digests` are filled in here.
         adapter: The trainable parameters.
         provenance: Of the adapter.
         moments: Of the optimiser.
     """
     tensors, state.steps = moments
     final = run / CHECKPOINTS / f"step-{state.step}"
-    text = json.dumps(asdict(state), indent=1)
+    state.digests = {ADAPTER: tensors_digest(adapter), _TENSORS: tensors_digest(tensors)}
+    text = json.dumps(sealed(asdict(state)), indent=1)
     if final.is_dir():  # the same step again, its evaluation made up for: the tensors are those that are there
         write_atomic(final / _STATE, text)
     else:
@@ -172,7 +176,7 @@ def restore_optimizer(
 
 
 def read_moments(checkpoint: Path) -> dict[str, Tensor]:
-    """The optimiser's moments that a checkpoint holds, by parameter and kind."""
+    """The optimiser's moments in a checkpoint that `newest_checkpoint` has found whole, by parameter and kind."""
     return load_bytes((checkpoint / _TENSORS).read_bytes())
 
 
@@ -272,19 +276,27 @@ def clear(run: Path) -> None:
 
 def _read(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
     adapter, _ = read_adapter(checkpoint / ADAPTER)
+    state = _read_state(checkpoint / _STATE)
+    if state.step != _step_of(checkpoint):
+        raise CheckpointError(f"{checkpoint / _STATE}: damaged: it is of step {state.step}")
+    if state.digests.get(ADAPTER) != tensors_digest(adapter):
+        raise CheckpointError(f"{checkpoint / ADAPTER}: damaged: it is of another checkpoint")
     moments, _ = read_header(checkpoint / _TENSORS)
+    _check_moments(checkpoint / _TENSORS, moments, state, adapter)
+    read_tensors(checkpoint / _TENSORS, state.digests.get(_TENSORS))
+    return state, adapter
+
+
+def _read_state(file: Path) -> TrainingState:
     try:
-        state = TypeAdapter(TrainingState).validate_json((checkpoint / _STATE).read_bytes(), strict=True)
+        fields = unsealed(json.loads(file.read_bytes()))
+        return TypeAdapter(TrainingState).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         found = error.errors()[0]
         where = ".".join(map(str, found["loc"]))
-        raise CheckpointError(f"{checkpoint / _STATE}: damaged: {where}: {found['msg']}") from error
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint / _STATE}: damaged: {error}") from error
-    if state.step != _step_of(checkpoint):
-        raise CheckpointError(f"{checkpoint / _STATE}: damaged: it is of step {state.step}")
-    _check_moments(checkpoint / _TENSORS, moments, state, adapter)
-    return state, adapter
+        raise CheckpointError(f"{file}: damaged: {where}: {found['msg']}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged: {error}") from error
 
 
 def _check_moments(

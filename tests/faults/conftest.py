@@ -10,6 +10,7 @@ from faults.server import ForkServer
 
 KILLS = int(os.environ.get("LORAKIT_KILLS", "20"))
 POINTS = int(os.environ.get("LORAKIT_POINTS", "30"))
+FUZZ = int(os.environ.get("LORAKIT_FUZZ", "240"))
 
 
 @pytest.fixture(scope="session")

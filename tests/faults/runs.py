@@ -92,7 +92,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _untimed(state: Path) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(state.read_text()).items() if key != "seconds"}
+    return {key: value for key, value in json.loads(state.read_text()).items() if key not in ("seconds", "digest")}
 
 
 def copied(source: Path, target: Path) -> Path:

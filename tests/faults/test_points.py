@@ -14,7 +14,7 @@ from faults.conftest import POINTS
 from faults.points import DIED, KINDS
 from faults.runs import Whole, assert_same, copied, train, whole_run
 from faults.server import ForkServer
-from small_runs import recipe_file
+from small_runs import change_state, recipe_file
 
 from lorakit.training.state import newest_checkpoint
 
@@ -75,9 +75,8 @@ def scenarios(server: ForkServer, whole: Whole, tmp_path_factory: pytest.TempPat
     fresh = train(server, whole.recipe, folder / "fresh")
     at = fresh.points.index(("open", "checkpoints/<step-4>/optimizer.safetensors"))
     assert train(server, whole.recipe, folder / "stopped", point=(at, "die")).code == DIED
-    file = folder / "stopped/checkpoints/step-3/state.json"
-    stopped = {"evaluated": False, "best": {"step": None, "value": None, "waited": 0}}
-    file.write_text(json.dumps(json.loads(file.read_text()) | stopped))
+    best = {"step": None, "value": None, "waited": 0}
+    change_state(folder / "stopped/checkpoints/step-3", evaluated=False, best=best)
     data = json.loads(whole.recipe.read_text())
     other = recipe_file(folder / "other", Path(data["model"]["base"]), train={"seed": 5})
     assert train(server, other, folder / "overwrite").code == 0

@@ -122,8 +122,8 @@ def test_a_checkpoint_of_a_newer_lorakit_is_not_taken_for_a_torn_one(
     out = copied(runs[2], tmp_path / "run")
     file = out / "checkpoints/step-4/adapter.safetensors"
     content = file.read_bytes()
-    assert content.count(rb"\"format\":1,") == 1
-    file.write_bytes(content.replace(rb"\"format\":1,", rb"\"format\":9,"))
+    assert content.count(rb"\"format\":2,") == 1
+    file.write_bytes(content.replace(rb"\"format\":2,", rb"\"format\":9,"))
     before = files(out)
     with pytest.raises(CheckpointError, match="written by a newer lorakit"):
         run(runs[0], out, resume=True)

@@ -1,6 +1,8 @@
 """Audits: each finds what it is for, and is silent about sound runs."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from lorakit.data.batches import StepRows
 from lorakit.data.encode import IGNORE, Encoded, Item
 from lorakit.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
-from lorakit.errors import CheckpointError, DataError, LorakitError
+from lorakit.errors import CheckpointError, DataError, LorakitError, ModelError
 from lorakit.evaluate import SplitData
 from lorakit.progress import Silent
 from lorakit.training import audit, loop
@@ -343,3 +345,17 @@ def test_too_many_skipped_steps_end_the_run(tmp_path: Path, tiny: Tiny, monkeypa
     assert f"rows {', '.join(map(str, last['rows'][:3]))}" in message
     with pytest.raises(LorakitError, match=f"step {stopped}: .* {TOO_MANY_SKIPPED} steps in a row"):
         run(recipe, tmp_path / "run", resume=True)  # counts go on where the checkpoint was
+
+
+def test_a_tokenizer_of_another_model_is_an_error(tmp_path: Path, tiny: Tiny) -> None:
+    """Its ids lie beyond the embedding: on a GPU that would end in "device-side assert triggered"."""
+    base = shutil.copytree(tiny("bert"), tmp_path / "base")
+    file = base / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    fields["model"]["vocab"]["z"] = 99_999
+    file.write_text(json.dumps(fields))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "z", "label": "x"}) + "\n" + json.dumps({"text": "z", "label": "y"}) + "\n")
+    recipe = small_recipe(tmp_path / "recipe", base, task={"train": str(rows), "validation": str(rows)})
+    with pytest.raises(ModelError, match="its tokenizer gives 'z' the id 99999, and its embedding has"):
+        run(recipe, tmp_path / "run")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import (
+    change_state,
     expected_files,
     files,
     history,
@@ -301,10 +302,9 @@ def test_resume_on_another_number_of_threads_warns(
 
     recipe = small_recipe(tmp_path, tiny("bert"))
     run(recipe, tmp_path / "run")
-    for file in (tmp_path / "run/checkpoints").glob("*/state.json"):
-        state = json.loads(file.read_text())
-        state["machine"]["threads"] = 99
-        file.write_text(json.dumps(state))
+    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+        machine = json.loads((checkpoint / "state.json").read_text())["machine"]
+        change_state(checkpoint, machine=machine | {"threads": 99})
     train(recipe, tmp_path / "run", Plain(), resume=True)
     assert "warning: threads was 99 and is 1 now" in capsys.readouterr().out
 

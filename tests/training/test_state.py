@@ -13,6 +13,7 @@ from torch import nn
 
 from lorakit.checkpoint import CHECKPOINTS, Provenance
 from lorakit.errors import CheckpointError
+from lorakit.seal import sealed
 from lorakit.training.state import (
     Best,
     TrainingState,
@@ -46,6 +47,10 @@ def save(directory: Path, step: int, best: int | None = None, evaluated: bool = 
     state = TrainingState(step, tokens=100 * step, best=Best(best, 0.5, 1), evaluated=evaluated)
     adapter = {name: parameter.detach() + step for name, parameter in parameters.items()}
     return save_checkpoint(directory, state, adapter, PROVENANCE, optimizer_state(optimizer, parameters))
+
+
+def resealed(fields: dict[str, Any]) -> dict[str, Any]:
+    return sealed({key: value for key, value in fields.items() if key != "digest"})
 
 
 def names(directory: Path) -> set[str]:
@@ -183,10 +188,49 @@ def test_a_state_that_does_not_hold_together_is_passed_over(tmp_path: Path, path
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
-    file.write_text(json.dumps(fields))
+    file.write_text(json.dumps(resealed(fields)))
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert found[1].step == 2
+
+
+@pytest.mark.parametrize("change", [{"tokens": 301}, {"more": 1}, {"digest": "0" * 64}, {"digest": None}])
+def test_a_state_that_was_changed_is_passed_over(tmp_path: Path, change: dict[str, Any]) -> None:
+    save(tmp_path, 2, best=2)
+    file = save(tmp_path, 3, best=2) / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    said: list[str] = []
+    found = newest_checkpoint(tmp_path, said.append)
+    assert found is not None
+    assert found[1].step == 2
+    assert "has changed since it was written" in said[0]
+
+
+@pytest.mark.parametrize("name", IN_CHECKPOINT)
+def test_one_flipped_bit_is_seen(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 2, best=2)
+    file = save(tmp_path, 4, best=2) / name
+    content = bytearray(file.read_bytes())
+    at = len(content) - 5
+    content[at] ^= 4
+    file.write_bytes(content)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1].step == 2
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors"])
+def test_a_file_of_another_checkpoint_is_seen(tmp_path: Path, name: str) -> None:
+    older, newer = save(tmp_path, 2, best=2), save(tmp_path, 4, best=2)
+    if name == "optimizer.safetensors":  # whole, of the right shapes, and not this checkpoint's
+        save_file({key: value + 1 for key, value in load_file(older / name).items()}, newer / name)
+    else:
+        shutil.copy(older / name, newer / name)
+    said: list[str] = []
+    found = newest_checkpoint(tmp_path, said.append)
+    assert found is not None
+    assert found[1].step == 2
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{}", "null", '{"step": 3', '{"step": 3, "best": []}', "\xff"])
