@@ -53,9 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _tell(error, error.problems, error.prefix, debug)
         sys.exit(error.exit_code)
     except Exception as error:
-        hint = "" if debug else "; --debug shows where"
-        _tell(error, [f"unexpected {type(error).__name__}: {error}{hint}"], LorakitError.prefix, debug)
+        _tell(error, [_unexpected(error, debug)], LorakitError.prefix, debug)
         sys.exit(1)
+
+
+def _unexpected(error: Exception, debug: bool) -> str:
+    """What is no `LorakitError`: memory that ran out where nothing can be made smaller, or a mistake of ours."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not be there
+        first = str(error).split(". ")[0].rstrip(".") or "no more is to be had"
+        return (
+            f"out of memory: {first}; try a smaller train.micro_batch_size or task.max_length, "
+            "train.gradient_checkpointing=true, or model.dtype=bfloat16"
+        )
+    return f"unexpected {type(error).__name__}: {error}" + ("" if debug else "; --debug shows where")
 
 
 def _tell(error: Exception, problems: Sequence[str], prefix: str, debug: bool) -> None:
