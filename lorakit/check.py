@@ -12,11 +12,12 @@ from typing import Any
 
 from lorakit.checkpoint import ADAPTER
 from lorakit.errors import LorakitError, RecipeError
+from lorakit.journal import read_history
 from lorakit.launch import lorakit_command
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe, dump, load
 from lorakit.runtime import write_atomic
-from lorakit.training.history import History, read_history
+from lorakit.training.history import History
 
 EVALUATED_ROWS = 32
 """Rows of each validation split: what is evaluated must be equal too, but the steps are what is proved."""

@@ -32,12 +32,12 @@ from lorakit.data.batches import Limit, micro_batches, step_rows
 from lorakit.data.collate import collate
 from lorakit.data.encode import IGNORE, Item
 from lorakit.evaluate import SplitData, read_split
+from lorakit.journal import read_history
 from lorakit.model import Prepared, load_config, prepare
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, load
 from lorakit.report import table
 from lorakit.surgery import trainable_state
-from lorakit.training.history import read_history
 from lorakit.training.optim import parameter_groups
 from lorakit.training.run import train
 

@@ -56,6 +56,7 @@ LAYERS = (
     "choices",
     "room",
     "records",
+    "journal",
     "evaluate",
     "ledger",
     "lengths",

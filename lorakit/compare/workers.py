@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.compare.settings import slug
+from lorakit.journal import read_history
 from lorakit.launch import killed_by, lorakit_command
 from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe, dump
 from lorakit.runtime import disk_errors, write_atomic
-from lorakit.training.history import read_history
 from lorakit.training.interrupt import Interrupted, StopSignals
 
 _SECONDS_BETWEEN_LOOKS = 0.2

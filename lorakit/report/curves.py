@@ -57,11 +57,11 @@ def _draw(name: str, ylabel: str, drawn: list[Curve], report: dict[str, Any]) ->
 
 def _points(lines: Lines, key: str) -> list[tuple[float, float]]:
     """(step, value) where there is one: the norm of a gradient may have been infinite."""
-    return [(line["step"], line[key]) for line in lines if line[key] is not None]
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
 
 def _metric(lines: Lines, name: str) -> list[tuple[float, float]]:
     """(step, value) on the scale on which the metric is shown; an undefined one is left out."""
     scale = 1 if name in RAW else 100
-    found = [(line["step"], line["metrics"].get(name)) for line in lines]
+    found = [(line["step"], line.get("metrics", {}).get(name)) for line in lines]
     return [(step, scale * value) for step, value in found if value is not None]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lorakit.journal import read_history
 from lorakit.report.blocks import Block, Card, Code, Page, Pictures, Section, Table, Text
 from lorakit.report.curves import chosen_metric, training_curves
 from lorakit.report.facts import metric_rows, note_lines, paper_line, shown, summary_rows
@@ -24,7 +25,7 @@ def page(run: Path) -> Page:
         cards=_cards(report),
         sections=[
             Section("Metrics", _metrics(report)),
-            Section("Training", [Pictures(training_curves(_lines(run / "metrics.jsonl"), report))]),
+            Section("Training", [Pictures(training_curves(read_history(run), report))]),
             *_splits(run, report),
             Section("The run", [Table(["", ""], summary_rows(report), numbers=False)]),
             Section("The recipe, resolved", [Code((run / "recipe.yaml").read_text(), "yaml")], folded=True),

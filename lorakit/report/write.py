@@ -33,7 +33,7 @@ def write_pages(run: Path) -> None:
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, FileNotFoundError) as error:
         raise CheckpointError(
             f"{run}: report.json, metrics.jsonl or a file of predictions is missing, damaged, or of another lorakit: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
 
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lorakit.journal import FILE, read_history
 from lorakit.runtime import disk_errors, json_ready, sync, write_atomic
-
-FILE = "metrics.jsonl"
 
 
 class History:
@@ -63,17 +62,3 @@ class History:
 
 def _nothing() -> None:
     """The guard of a history whose directory nobody watches."""
-
-
-def read_history(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a torn last line is passed over."""
-    lines = []
-    file = run / FILE
-    for text in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line:
-            lines.append(line)
-    return lines

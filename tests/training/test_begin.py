@@ -11,11 +11,11 @@ from small_runs import history, run, small_recipe
 
 from lorakit.data.batches import Limit
 from lorakit.errors import CheckpointError, LorakitError
+from lorakit.journal import read_history
 from lorakit.progress import Plain
 from lorakit.recipe import dump
 from lorakit.training import run as run_module
 from lorakit.training.begin import check_same, with_revision
-from lorakit.training.history import read_history
 from lorakit.training.run import train
 
 Tiny = Callable[[str], Path]

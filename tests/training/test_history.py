@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from lorakit.errors import LorakitError
-from lorakit.training.history import FILE, History, read_history
+from lorakit.journal import FILE, read_history
+from lorakit.training.history import History
 
 
 def filled(run: Path) -> History:
