@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import IN_CHECKPOINT, run, small_recipe
 from torch import nn
 
-from lorakit.checkpoint import CHECKPOINTS, Provenance
+from lorakit.checkpoint import CHECKPOINTS, FORMAT, Provenance
 from lorakit.errors import CheckpointError
 from lorakit.seal import sealed
 from lorakit.training.state import (
@@ -26,7 +26,7 @@ from lorakit.training.state import (
     sweep,
 )
 
-PROVENANCE = Provenance(1, [], "base", None, "f" * 64)
+PROVENANCE = Provenance(FORMAT, [], "base", None, "f" * 64)
 
 
 def trained() -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
