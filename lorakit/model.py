@@ -118,6 +118,8 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         ModelError: The base is missing or does not fit the task.
         RecipeError: A target or an option does not fit the model.
     """
+    from lorakit.attention import install
+
     located = base.locate()
     entries = model_entries(located.directory)
     config = load_config(base, located, head)
@@ -136,6 +138,7 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         file_names = _file_names(model, entries)
         _check_new(model, located, head, new)
     unknown = _absent(model, file_names) - new
+    install(model)
     coverage = attach(model, row, methods, head, new, seed)
     _check_names(model, located, unknown)
     return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names)

@@ -44,6 +44,7 @@ LAYERS = (
     "tasks.base",
     "tasks.*",
     "tasks",
+    "attention",
     "model",
     "tiny",
     "schedule",

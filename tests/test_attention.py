@@ -1,0 +1,136 @@
+"""The attention of our own against PyTorch's, on every architecture that takes one, and where each is used."""
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bare_models import bare_model
+from torch import Tensor
+
+from lorakit import attention
+from lorakit.arch import ARCHITECTURES
+from lorakit.attention import attend, install
+
+OWN = {"deberta-v2", "gemma2"}
+"""An attention of their own; a soft cap, which SDPA has not."""
+
+
+EXPERTS = {"mixtral", "qwen3_moe"}
+
+
+def padded(decoder: bool) -> dict[str, Tensor]:
+    """Rows of which all but the first are padded on the right."""
+    ids = torch.randint(4, 40, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    mask[2, 2:] = 0
+    return {"input_ids": ids.where(mask == 1, 1), "attention_mask": mask, **({"use_cache": False} if decoder else {})}
+
+
+def _catch(caught: list[Tensor], _module: object, _given: object, out: Tensor) -> None:
+    caught.append(out.requires_grad_())
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - OWN))
+@pytest.mark.parametrize("whole", [False, True])
+def test_models_find_the_same(monkeypatch: pytest.MonkeyPatch, model_type: str, whole: bool) -> None:
+    """Logits and the gradient of what goes in; in float64, but for experts, whose kernels do not know it."""
+    decoder, wide = ARCHITECTURES[model_type].decoder, model_type not in EXPERTS
+    plain = bare_model(model_type, "generation" if decoder else "classification")
+    plain = plain.double() if wide else plain
+    own = copy.deepcopy(plain)
+    install(own)
+    calls: list[bool] = []
+
+    def always(*_: object) -> bool:
+        calls.append(True)
+        return True
+
+    monkeypatch.setattr(attention, "_products_are_faster", always)
+    inputs = padded(decoder)
+    if whole:
+        inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    results = []
+    for model in (plain, own):
+        caught: list[Tensor] = []
+        model.get_input_embeddings().register_forward_hook(
+            lambda _m, _a, out, to=caught: to.append(out.requires_grad_())
+        )
+        logits = model(**inputs).logits
+        kept = logits if whole or logits.ndim == 2 else logits[inputs["attention_mask"] == 1]
+        kept.square().sum().backward()
+        results.append((kept.detach(), caught[0].grad))
+    assert calls
+    for mine, theirs in zip(results[1], results[0], strict=True):
+        assert mine is not None
+        torch.testing.assert_close(mine, theirs, rtol=1e-9 if wide else 1e-3, atol=1e-10 if wide else 1e-4)
+
+
+@pytest.mark.parametrize("model_type", sorted(OWN & set(ARCHITECTURES)))
+def test_models_with_another_attention_keep_it(model_type: str) -> None:
+    model = bare_model(model_type, "generation" if ARCHITECTURES[model_type].decoder else "classification")
+    before = model.config._attn_implementation
+    install(model)
+    assert model.config._attn_implementation == before
+
+
+def tensors(dtype: torch.dtype, keys: int = 6, seq: int = 6) -> list[Any]:
+    make = torch.Generator().manual_seed(2)
+    sizes = ((2, 4, seq, 8), (2, 2, keys, 8), (2, 2, keys, 8))
+    return [torch.randn(size, generator=make).to(dtype).requires_grad_() for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keys", "products"),
+    [
+        (torch.bfloat16, 6, True),
+        (torch.float16, 6, True),
+        (torch.float32, 6, False),
+        (torch.bfloat16, attention._SHORT + 1, False),
+    ],
+)
+def test_products_are_for_short_rows_in_16_bits(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, keys: int, products: bool
+) -> None:
+    called = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: called.append(True) or real(*a, **k))
+    attend(SimpleNamespace(is_causal=False, num_key_value_groups=2), *tensors(dtype, keys), None)
+    assert bool(called) is not products
+
+
+def test_what_only_sdpa_knows_goes_there() -> None:
+    query, key, value = tensors(torch.bfloat16)
+    module = SimpleNamespace(is_causal=False, num_key_value_groups=2)
+    bias = torch.zeros(1, 4, 6, 6, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="softcap"):
+        attend(module, query, key, value, None, softcap=3.0)
+    shifted, _ = attend(module, query, key, value, None, position_bias=bias + torch.arange(6, dtype=torch.bfloat16))
+    assert not torch.allclose(shifted, attend(module, query, key, value, None)[0])
+
+
+def test_a_row_that_sees_nothing_is_finite() -> None:
+    """Padding on the left: the first queries may see no key."""
+    query, key, value = tensors(torch.bfloat16)
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    mask[0, :, 0] = False
+    found, _ = attend(SimpleNamespace(num_key_value_groups=2), query, key, value, mask)
+    found.float().sum().backward()
+    assert found.isfinite().all()
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
+
+
+def test_dropout_falls_on_the_probabilities() -> None:
+    module = SimpleNamespace(is_causal=False, num_key_value_groups=2)
+    query, key, value = tensors(torch.bfloat16, keys=512)
+    ones = torch.ones_like(value)
+    torch.manual_seed(0)
+    found = attend(module, query, key, ones, None, dropout=0.5)[0].detach()
+    assert found.float().std() > 0.01  # else every probability would still be there, and each sum one
+    assert found.float().mean() == pytest.approx(1, abs=0.05)
+    torch.manual_seed(0)
+    assert torch.equal(attend(module, query, key, ones, None, dropout=0.5)[0], found)
