@@ -21,10 +21,13 @@ class Limit:
     Args:
         rows: At most so many rows.
         tokens: At most so many tokens with the padding, though never less than one row.
+        overhead: What starting another micro-batch costs, in tokens: rows are parted where that saves more padding.
+            None: only where they must be.
     """
 
     rows: int | None = None
     tokens: int | None = None
+    overhead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def micro_batches(rows: Sequence[int], lengths: Lengths, limit: Limit, world: in
         For each device its micro-batches, longest first: what does not fit fails at once.
     """
     by_length = sorted((int(row) for row in rows), key=lambda row: (-int(lengths[row]), row))
-    plans = [_greedy(by_length[rank::world], lengths, limit) for rank in range(world)]
+    cut = _greedy if limit.overhead is None else _cheapest
+    plans = [cut(by_length[rank::world], lengths, limit) for rank in range(world)]
     wanted = max(len(plan) for plan in plans)
     return [_split_to(plan, wanted) for plan in plans]
 
@@ -109,6 +113,28 @@ def _greedy(rows: list[int], lengths: Lengths, limit: Limit) -> list[list[int]]:
         else:
             group.append(row)
     return groups
+
+
+def _cheapest(rows: list[int], lengths: Lengths, limit: Limit) -> list[list[int]]:
+    """The cut of rows, longest first, with the fewest tokens: padding, and each micro-batch's overhead, counted.
+
+    best[i] is the least for the first i rows: of all groups that may end there, the one with the least before it.
+    """
+    assert limit.overhead is not None
+    widths = np.array([int(lengths[row]) for row in rows], dtype=np.int64)
+    best, begins = np.zeros(len(rows) + 1, dtype=np.int64), [0] * (len(rows) + 1)
+    for end in range(1, len(rows) + 1):
+        sizes = end - np.arange(end)  # of the group that begins at each row
+        tokens = widths[:end] * sizes
+        fits = (tokens <= (limit.tokens or tokens.max())) & (sizes <= (limit.rows or end)) | (sizes == 1)
+        costs = np.where(fits, best[:end] + tokens + limit.overhead, np.iinfo(np.int64).max)
+        begins[end] = int(costs.argmin())
+        best[end] = costs[begins[end]]
+    groups, end = [], len(rows)
+    while end:
+        groups.append(rows[begins[end] : end])
+        end = begins[end]
+    return groups[::-1]
 
 
 def _split_to(groups: list[list[int]], wanted: int) -> list[list[int]]:

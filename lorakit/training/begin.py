@@ -234,7 +234,7 @@ def _take_up_plan(run: Run, state: TrainingState, before: Train) -> None:
     """Go on with the micro-batches of before, which may have been halved when memory ran out."""
     asked = run.recipe.train.micro_batch_size != before.micro_batch_size
     if state.plan.get("processes") == plan_of(run)["processes"] and not asked:
-        run.trainee.limit = Limit(rows=state.plan["rows"], tokens=state.plan["tokens"])
+        run.trainee.limit = Limit(**{name: state.plan.get(name) for name in ("rows", "tokens", "overhead")})
 
 
 def _warn_if_moved(run: Run, state: TrainingState) -> None:

@@ -1,5 +1,7 @@
 """Which rows make which step, and how a step is cut."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,3 +87,46 @@ def test_known_plans(limit: Limit, groups: list[list[int]]) -> None:
 
 def test_no_rows() -> None:
     assert by_length(np.array([], dtype=np.int64), Limit(rows=2)) == []
+
+
+def cost(groups: list[list[int]], lengths: list[int], overhead: int) -> int:
+    return sum(len(group) * max(lengths[row] for row in group) + overhead for group in groups)
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=9),
+    st.integers(0, 60),
+    st.one_of(st.none(), st.integers(1, 90)),
+    st.one_of(st.none(), st.integers(1, 4)),
+)
+@settings(derandomize=True, deadline=None, max_examples=150)
+def test_no_cut_is_cheaper(lengths: list[int], overhead: int, tokens: int | None, rows: int | None) -> None:
+    """Of all ways to part the sorted rows."""
+    limit = Limit(rows=rows, tokens=tokens, overhead=overhead)
+    (found,) = micro_batches(range(len(lengths)), np.array(lengths), limit)
+    order = [row for group in found for row in group]
+    assert order == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    least = None
+    for ends in itertools.product([False, True], repeat=len(order) - 1):
+        groups = [[order[0]]]
+        for row, end in zip(order[1:], ends, strict=True):
+            if end:
+                groups.append([row])
+            else:
+                groups[-1].append(row)
+        fits = all(
+            len(g) == 1 or ((tokens is None or len(g) * lengths[g[0]] <= tokens) and (rows is None or len(g) <= rows))
+            for g in groups
+        )
+        if fits:
+            now = cost(groups, lengths, overhead)
+            least = now if least is None else min(least, now)
+    assert cost(found, lengths, overhead) == least
+
+
+def test_rows_are_parted_where_that_saves_more_than_it_costs() -> None:
+    lengths = np.array([100, 98, 20, 19, 18])
+    assert micro_batches(range(5), lengths, Limit(overhead=48))[0] == [[0, 1], [2, 3, 4]]
+    assert micro_batches(range(5), lengths, Limit(overhead=300))[0] == [[0, 1, 2, 3, 4]]
+    assert micro_batches(range(5), lengths, Limit(overhead=0))[0] == [[0], [1], [2], [3], [4]]
+    assert micro_batches([], lengths, Limit(overhead=48)) == [[]]

@@ -50,5 +50,13 @@ def test_another_number_of_processes_goes_on(
     train_in_world(after, [(file, tmp_path / "run")], resume=True)
     same(tmp_path / "whole", tmp_path / "run")
     real = [ways[0] if before > 1 else "ddp", ways[1] if after > 1 else "ddp"]
-    plan = {"kind": "plan", "step": 4, "rows": 2, "tokens": None, "processes": after, "parallel": real[1]}
+    plan = {
+        "kind": "plan",
+        "step": 4,
+        "rows": 2,
+        "tokens": None,
+        "overhead": None,
+        "processes": after,
+        "parallel": real[1],
+    }
     assert history(tmp_path / "run", "plan") == [plan]

@@ -24,7 +24,7 @@ def agree(folder: Path, tiny: Tiny, size: int) -> None:
     train_in_world(size, list(jobs.values()))
     for (kind, parallel), (_, out) in jobs.items():
         same(folder / kind / "alone", out)
-        plan = {"rows": 2, "tokens": None, "processes": size, "parallel": parallel}
+        plan = {"rows": 2, "tokens": None, "overhead": None, "processes": size, "parallel": parallel}
         assert report(out)["micro_batch"] == plan
 
 
