@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lorakit.tasks.base import Kind
 
 
+CPU_BLOCK, BLOCK = 2**22, 2**26
+"""Logits that stand in float32 at a time, 16 MiB and 256 MiB: on a GPU each block costs a few launches."""
+
+
 class Objective(ABC):
     """What a model is trained on; label smoothing acts in train mode only, so that losses of evaluations compare."""
 
@@ -60,6 +64,56 @@ class NumberLoss(Objective):
         return F.mse_loss(logits[:, 0], batch.labels.to(logits.dtype), reduction="sum"), logits
 
 
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy, summed, that makes its gradient in the forward pass, some rows at a time.
+
+    In float32 stands only a block of rows; what is kept for the backward pass is the gradient, in the logits' dtype.
+    Log-probabilities and their gradient in float32 would be three tensors as large as the logits and twice as wide.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Logits (targets, vocabulary), labels (targets,) → the loss, of shape ()."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=logits.device)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        rows = max(1, (BLOCK if logits.is_cuda else CPU_BLOCK) // logits.shape[-1])
+        for start in range(0, len(logits), rows):
+            block, own = logits[start : start + rows].to(wide, copy=True), labels[start : start + rows, None]
+            norm = block.logsumexp(-1, keepdim=True)
+            said = (1 - smoothing) * block.gather(-1, own)
+            if smoothing:
+                said = said + smoothing * block.mean(-1, keepdim=True)
+            total += (norm - said).sum()
+            if gradient is not None:
+                slope = block.sub_(norm).exp_()
+                if smoothing:
+                    slope -= smoothing / logits.shape[-1]
+                slope.scatter_add_(-1, own, torch.full_like(norm, smoothing - 1))
+                gradient[start : start + rows] = slope
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient times that of the loss; once, since it is multiplied where it stands."""
+        gradient, ctx.gradient = ctx.gradient, None
+        assert gradient is not None, "a second backward pass through one loss"
+        return gradient.mul_(above), None, None
+
+
+def token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy summed over targets, in float32 at least.
+
+    Args:
+        logits: (targets, vocabulary).
+        labels: (targets,).
+        label_smoothing: (1 - e) · nll + e · mean over the vocabulary of -log p.
+    """
+    loss: Tensor = _SummedCrossEntropy.apply(logits, labels, label_smoothing)  # type: ignore[no-untyped-call]
+    return loss
+
+
 class TokenLoss(Objective):
     """Cross-entropy of the next token at target positions; the language-model head is computed there alone.
 
@@ -96,9 +150,8 @@ class TokenLoss(Objective):
         labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
         rows = labels != IGNORE
         with self._at(rows):
-            logits = _wide(model(**batch.inputs, use_cache=False).logits)
-        loss = F.cross_entropy(logits, labels[rows], reduction="sum", label_smoothing=_in_training(model, self))
-        return loss, logits
+            logits = model(**batch.inputs, use_cache=False).logits
+        return token_loss(logits, labels[rows], _in_training(model, self)), logits
 
 
 def _in_training(model: Any, of: ClassLoss | TokenLoss) -> float:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lorakit.data.collate import Batch, collate
 from lorakit.data.encode import IGNORE, Item
-from lorakit.objective import ClassLoss, NumberLoss, TokenLoss, objective
+from lorakit.objective import ClassLoss, NumberLoss, TokenLoss, objective, token_loss
 
 Tiny = Callable[[str], Path]
 
@@ -156,3 +156,53 @@ def test_of_kind(tiny: Tiny) -> None:
     assert isinstance(objective("classification", model), ClassLoss)
     assert isinstance(objective("regression", model), NumberLoss)
     assert isinstance(objective("generation", model), TokenLoss)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("block", [7, 40, 1000])
+def test_the_loss_in_blocks_is_the_loss(monkeypatch: pytest.MonkeyPatch, smoothing: float, block: int) -> None:
+    """Blocks of less than a row, of some rows, of all."""
+    monkeypatch.setattr("lorakit.objective.CPU_BLOCK", block)
+    make = torch.Generator().manual_seed(0)
+    logits = (torch.randn(13, 11, generator=make, dtype=torch.float64) * 4).requires_grad_()
+    labels = torch.randint(11, (13,), generator=make)
+    before = logits.detach().clone()
+    other = before.clone().requires_grad_()
+    loss = token_loss(logits, labels, smoothing)
+    expected = F.cross_entropy(other, labels, reduction="sum", label_smoothing=smoothing)
+    (loss / 3).backward()
+    (expected / 3).backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(logits.grad, other.grad, rtol=1e-11, atol=1e-13)
+    assert torch.equal(logits.detach(), before)  # a soft cap before it needs them for its own gradient
+    assert torch.equal(token_loss(logits.detach(), labels, smoothing), loss.detach())
+
+
+def test_the_loss_in_16_bits_is_computed_in_32() -> None:
+    logits = (torch.randn(64, 5000, generator=torch.Generator().manual_seed(0)) * 3).bfloat16().requires_grad_()
+    labels = torch.arange(64)
+    other = logits.detach().float().requires_grad_()
+    loss = token_loss(logits, labels)
+    expected = F.cross_entropy(other, labels, reduction="sum")
+    loss.backward()
+    expected.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert logits.grad is not None
+    assert other.grad is not None
+    torch.testing.assert_close(logits.grad, other.grad.bfloat16(), rtol=2**-7, atol=1e-8)
+
+
+def test_a_loss_is_gone_back_through_once() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = token_loss(logits, torch.tensor([0, 1]))
+    loss.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="a second backward pass"):
+        loss.backward()
+
+
+def test_no_targets_are_no_loss() -> None:
+    logits = torch.randn(0, 3, requires_grad=True)
+    loss = token_loss(logits, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
