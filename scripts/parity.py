@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from benchmarks.peft_side import copy_initial, peft_model
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     Trainer,
     TrainingArguments,
     get_linear_schedule_with_warmup,
@@ -33,11 +31,10 @@ from lorakit.data.collate import collate
 from lorakit.data.encode import IGNORE, Item
 from lorakit.evaluate import SplitData, read_split
 from lorakit.journal import read_history
-from lorakit.model import Prepared, load_config, prepare
+from lorakit.model import prepare
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, load
 from lorakit.report import table
-from lorakit.surgery import trainable_state
 from lorakit.training.optim import parameter_groups
 from lorakit.training.run import train
 
@@ -74,7 +71,7 @@ def peft_losses(recipe: Recipe) -> list[float]:
     """PEFT's model in a plain loop, transformers' own loss, on the rows that lorakit sees."""
     prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
     data = read_split(recipe.task, "train", prepared, Silent())
-    model = peft_model(recipe, prepared)
+    model = peft_model(recipe, prepared, torch.float32)
     copy_initial(prepared, model)
     settings = recipe.train
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -102,40 +99,6 @@ def peft_losses(recipe: Recipe) -> list[float]:
     return found
 
 
-def peft_model(recipe: Recipe, prepared: Prepared) -> PeftModel:
-    """The same base with PEFT's LoRA on the same modules."""
-    head = head_of(recipe)
-    generation = head.kind == "generation"
-    auto: Any = AutoModelForCausalLM if generation else AutoModelForSequenceClassification
-    config = load_config(recipe.model, prepared.located, head)
-    base = auto.from_pretrained(prepared.located.directory, config=config, dtype=torch.float32)
-    method: Any = prepared.methods[0]
-    modules = sorted({path for paths in prepared.coverage[0].values() for path in paths})
-    lora = LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha,
-        target_modules=modules,
-        lora_dropout=method.dropout,
-        task_type=TaskType.CAUSAL_LM if generation else TaskType.SEQ_CLS,
-    )
-    return get_peft_model(base, lora)
-
-
-def copy_initial(prepared: Prepared, model: PeftModel) -> None:
-    """Give PEFT's model the tensors that lorakit starts from."""
-    names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, value in trainable_state(prepared.model).items():
-        path, update, matrix = name.partition(".update.")
-        if update:
-            theirs = f"base_model.model.{path}.lora_{matrix}.default.weight"
-        else:
-            module, _, last = name.rpartition(".")
-            theirs = f"base_model.model.{module}.modules_to_save.default.{last}"
-        with torch.no_grad():
-            names.pop(theirs).copy_(value)
-    assert not names, f"not copied: {list(names)}"
-
-
 def scores(task: str) -> tuple[list[float], list[float]]:
     """Final validation scores over seeds: (lorakit's, PEFT's)."""
     file, overrides, metric = RECIPES[task]
@@ -157,7 +120,7 @@ def trainer_score(recipe: Recipe, metric: str, scratch: str) -> float:
     set_seed(recipe.train.seed)
     prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
     train_split, validation = (read_split(recipe.task, name, prepared, Silent()) for name in ("train", "validation"))
-    model = peft_model(recipe, prepared)
+    model = peft_model(recipe, prepared, torch.float32)
     pad: int = prepared.tokenizer.pad_token_id
     settings = recipe.train
     assert settings.epochs is not None and settings.warmup is not None
