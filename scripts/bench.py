@@ -16,36 +16,62 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks import training
+from benchmarks import generation, growth, merging, overhead, starting, training
 from benchmarks.pages import Results, as_json, curve_rows, goal_rows, hardware_line, machine, markdown
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workers import WorkerFailed
+from benchmarks.workloads import WORKLOADS
 
 Benchmark = Callable[[Results], None]
+OTHERS = ("overhead", "generation", "merge", "start", "growth")
 
 
-def benchmarks(given: argparse.Namespace, scratch: Path) -> dict[str, Benchmark]:
-    """Name → what adds its numbers to the results."""
+def benchmarks(given: argparse.Namespace, scratch: Path, on_gpu: bool) -> dict[str, Benchmark]:
+    """Name → what adds its numbers to the results; only those that this machine can run."""
+    here = {w.name: w for w in WORKLOADS if w.skipped(on_gpu, given.tiny) is None}
+    rounds, tiny = given.rounds, given.tiny
+    found: dict[str, Benchmark] = {}
+    for name, workload in here.items():
+        found[name] = partial(training.run, workload, rounds, given.steps, scratch=scratch, tiny=tiny)
+    models = [here[name] for name in ("e2e", "stsb", "roberta-large", "gpt2-medium") if name in here]
 
-    def train(workload: Workload) -> Benchmark:
-        return lambda results: training.run(workload, given.rounds, given.steps, results, scratch, given.tiny)
+    def adapters(results: Results) -> None:
+        for workload in models[:2]:
+            overhead.run(workload, rounds, given.steps, results, scratch=scratch, tiny=tiny)
 
-    return {workload.name: train(workload) for workload in WORKLOADS}
+    decoder = here.get("e2e") or here.get("gpt2-medium")
+    if models:
+        found["overhead"] = adapters
+    if decoder is not None:
+        prompts = 3 if tiny else given.prompts
+        found["generation"] = partial(generation.run, decoder, rounds, prompts, scratch=scratch, tiny=tiny)
+    model = merging.TINY if tiny else merging.shape_of(given.gigabytes)
+    found["merge"] = partial(merging.run, model, rounds, scratch=scratch)
+    found["start"] = partial(starting.run, rounds, scratch=scratch)
+    found["growth"] = partial(growth.run, rounds, scratch=scratch, tiny=tiny)
+    return found
 
 
 def run(given: argparse.Namespace, results: Results) -> None:
     """The benchmarks that were named, or all; says which cannot run here."""
-    from torch.cuda import is_available
-
-    reasons = {workload.name: workload.skipped(is_available(), given.tiny) for workload in WORKLOADS}
-    for name in given.names or [*reasons]:
-        if reason := reasons.get(name):
-            print(f"{name}: skipped: {reason}", flush=True)
-            continue
-        print(f"{name} …", flush=True)
+    on_gpu = "gpu" in results.machine
+    reasons = {workload.name: workload.skipped(on_gpu, given.tiny) for workload in WORKLOADS}
+    every = [*reasons, *OTHERS]
+    if unknown := [name for name in given.names if name not in every]:
+        raise SystemExit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(every)}")
+    for name in given.names or every:
         with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as scratch:
-            benchmarks(given, Path(scratch))[name](results)
+            found = benchmarks(given, Path(scratch), on_gpu).get(name)
+            if found is None:
+                print(f"{name}: skipped: {reasons.get(name) or 'there is no model for it here'}", flush=True)
+                continue
+            print(f"{name} …", flush=True)
+            try:
+                found(results)
+            except WorkerFailed as error:
+                results.failures.append(f"{name}: {error}")
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -62,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--rounds", type=int, default=5, help="that are counted")
     parser.add_argument("--steps", type=int, default=4, help="of a contender in each round")
+    parser.add_argument("--prompts", type=int, default=16, help="of `generation`")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="of the model of `merge`")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--tiny", action="store_true", help="made-up models of no size: to try the script itself")

@@ -36,8 +36,8 @@ def plain(model: Any, tokenizer: Any, prompts: list[list[int]], settings: Genera
         options |= {"length_penalty": settings.length_penalty, "early_stopping": "never"}
     with torch.no_grad():
         output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
             do_sample=False,
             max_new_tokens=settings.max_new_tokens,
             eos_token_id=ends,

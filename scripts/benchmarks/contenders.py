@@ -141,7 +141,7 @@ def _trainer(recipe: Recipe, channel: Channel, padded_to: int | None) -> None:
             def on_train_begin(self, *_: Any, **__: Any) -> None:
                 turns.append(Turns(channel, model))
 
-            def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 step = state.global_step
                 turns[0].done(trainer.last_loss, sum(tokens[(step - 1) * size : step * size]))
 
@@ -200,6 +200,7 @@ def _collator(recipe: Recipe, tokenizer: Any, padded_to: int | None) -> Any:
 
 def _arguments(recipe: Recipe, scratch: str, total: int) -> Any:
     """The recipe's settings in the Trainer's words."""
+    import numpy as np
     import torch
     from transformers import TrainingArguments
 
@@ -208,12 +209,11 @@ def _arguments(recipe: Recipe, scratch: str, total: int) -> Any:
 
     train, cuda = recipe.train, torch.cuda.is_available()
     assert train.warmup is None or train.warmup.tokens is None, "give the warm-up in steps or as a ratio"
-    import numpy as np
-
     precision = resolve_precision(recipe, torch.device("cuda" if cuda else "cpu"))
     schedules = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     return TrainingArguments(
         output_dir=scratch,
+        use_cpu=not cuda,
         max_steps=total,
         per_device_train_batch_size=train.batch_size,
         gradient_checkpointing=train.gradient_checkpointing,

@@ -135,7 +135,9 @@ def _difference(curve: Curve) -> str:
 def _text(value: float, unit: str) -> str:
     if unit == "%":
         return f"{value:.1%}"
-    return {"x": f"{value:.2f}×", "s": f"{value:.2f} s", "GB": f"{value / 1e9:.2f} GB"}[unit]
+    return {"x": f"{value:.2f}×", "s": f"{value:.2f} s", "GB": f"{value / 1e9:.2f} GB", "MB": f"{value / 1e6:,.0f} MB"}[
+        unit
+    ]
 
 
 def _goal(goal: Goal | None, unit: str) -> str:

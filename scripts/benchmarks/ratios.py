@@ -77,7 +77,7 @@ class Line:
         what: Was measured.
         against: What.
         value: The number, in `unit`.
-        unit: "x" a ratio, "s" seconds, "%" a share, "GB" bytes.
+        unit: "x" a ratio, "s" seconds, "%" a share, "GB" and "MB" bytes.
         goal: If there is one.
     """
 

@@ -1,6 +1,6 @@
 """The training workloads: contenders take turns of a few steps; speed, memory, and whether the losses are the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,3 @@ def compare(workload: Workload, answers: dict[str, list[dict[str, Any]]], result
 
 def _title(contender: str) -> str:
     return {"peft": "PEFT + Trainer", "peft-padded": "PEFT + Trainer, padded to 512"}[contender]
-
-
-def names(workloads: Sequence[Workload]) -> list[str]:
-    """What the command line calls them."""
-    return [workload.name for workload in workloads]
