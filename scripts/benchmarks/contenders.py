@@ -216,7 +216,6 @@ def _arguments(recipe: Recipe, scratch: str, total: int) -> Any:
         use_cpu=not cuda,
         max_steps=total,
         per_device_train_batch_size=train.batch_size,
-        gradient_checkpointing=train.gradient_checkpointing,
         learning_rate=train.lr,
         lr_scheduler_type=schedules[train.schedule],
         warmup_steps=warmup_steps(train, np.zeros(0, np.int64), total),
@@ -236,6 +235,7 @@ def _arguments(recipe: Recipe, scratch: str, total: int) -> Any:
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        **({"gradient_checkpointing": True} if train.gradient_checkpointing else {}),  # newer releases rename it
     )
 
 

@@ -57,8 +57,8 @@ def run(rounds: int, results: Results, scratch: Path, tiny: bool) -> None:
 
 def _per_token(many: dict[str, Any], few: dict[str, Any]) -> float:
     """Seconds of each further token."""
-    seconds: float = many["seconds"] - few["seconds"]
-    return max(seconds, 1e-9) / (many["tokens"] - few["tokens"])  # of a few rows, less than the noise
+    seconds = float(many["seconds"] - few["seconds"])
+    return max(seconds, 1e-9) / int(many["tokens"] - few["tokens"])  # of a few rows, less than the noise
 
 
 def work(job: dict[str, Any], channel: Channel) -> None:

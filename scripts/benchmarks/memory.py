@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,18 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             return
         _give_back_freed()
-        _CLEAR.write_text("5")  # Linux: begin the peak of the resident memory anew
-        self._before = _status("VmRSS")
+        self._before = 0
+        with suppress(OSError):  # Linux, where the system lets us
+            _CLEAR.write_text("5")  # begins the peak of the resident memory anew
+            self._before = _status("VmRSS")
 
     def bytes(self) -> int:
-        """The most so far, above what there was."""
+        """The most so far, above what there was; 0 where nobody can tell."""
         if self._on_gpu:
             import torch
 
             return int(torch.cuda.max_memory_allocated()) - self._before
-        return max(0, _status("VmHWM") - self._before)
+        return max(0, _status("VmHWM") - self._before) if self._before else 0
 
 
 def _give_back_freed() -> None:
