@@ -8,7 +8,7 @@ KILLS ?= 1000
 POINTS ?= 2500
 FUZZ ?= 10000
 
-.PHONY: help install demo test test-all test-faults test-fuzz check format docs recipes parity clean
+.PHONY: help install demo test test-all test-faults test-fuzz check format docs recipes parity bench clean
 
 help:
 	@echo "make demo      install, train SmolLM2 on made-up data, evaluate, merge, export (about 4 min on 2 cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-fuzz  10,000 mutated files of each kind (FUZZ; about 15 min on 2 cores)"
 	@echo "make check     format, lint, types"
 	@echo "make parity    per-step loss and scores beside PEFT (needs ../shared/data)"
+	@echo "make bench     speed and memory beside PEFT, on this machine (needs ../shared/data; under 10 min on 2 quiet cores)"
 
 install: $(VENV)/installed
 
@@ -66,6 +67,9 @@ recipes: install
 
 parity: install
 	$(BIN)/python scripts/parity.py
+
+bench: install
+	$(BIN)/python scripts/bench.py e2e stsb overhead start
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -25,6 +25,8 @@ from benchmarks.workers import WorkerFailed
 from benchmarks.workloads import WORKLOADS
 
 Benchmark = Callable[[Results], None]
+LONG = 3
+"""Rounds, at most, of what takes minutes in each."""
 OTHERS = ("overhead", "generation", "merge", "start", "growth")
 
 
@@ -48,9 +50,9 @@ def benchmarks(given: argparse.Namespace, scratch: Path, on_gpu: bool) -> dict[s
         prompts = 3 if tiny else given.prompts
         found["generation"] = partial(generation.run, decoder, rounds, prompts, scratch=scratch, tiny=tiny)
     model = merging.TINY if tiny else merging.shape_of(given.gigabytes)
-    found["merge"] = partial(merging.run, model, rounds, scratch=scratch)
+    found["merge"] = partial(merging.run, model, min(rounds, LONG), scratch=scratch)
     found["start"] = partial(starting.run, rounds, scratch=scratch)
-    found["growth"] = partial(growth.run, rounds, scratch=scratch, tiny=tiny)
+    found["growth"] = partial(growth.run, min(rounds, LONG), scratch=scratch, tiny=tiny)
     return found
 
 

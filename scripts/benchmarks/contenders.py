@@ -210,6 +210,8 @@ def _arguments(recipe: Recipe, scratch: str, total: int) -> Any:
     train, cuda = recipe.train, torch.cuda.is_available()
     assert train.warmup is None or train.warmup.tokens is None, "give the warm-up in steps or as a ratio"
     precision = resolve_precision(recipe, torch.device("cuda" if cuda else "cpu"))
+    # Named only where asked for: newer releases have another word for it, and warn of this one.
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if train.gradient_checkpointing else {}
     schedules = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     return TrainingArguments(
         output_dir=scratch,
@@ -235,7 +237,7 @@ def _arguments(recipe: Recipe, scratch: str, total: int) -> Any:
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        **({"gradient_checkpointing": True} if train.gradient_checkpointing else {}),  # newer releases rename it
+        **checkpointing,
     )
 
 

@@ -74,7 +74,8 @@ def compare(workload: Workload, answers: dict[str, list[dict[str, Any]]], result
         if name != OURS:
             against = _title(name)
             speed = ratio(speeds[OURS], speeds[name])
-            results.lines.append(Line(f"{workload.name}, tokens/s", against, speed, "x", workload.goals[name]))
+            goal = workload.goal(name, "gpu" in results.machine)
+            results.lines.append(Line(f"{workload.name}, tokens/s", against, speed, "x", goal))
             if workload.memory and peaks[name]:
                 value = measured([peaks[OURS] / peaks[name]])
                 results.lines.append(Line(f"{workload.name}, peak memory", against, value, "x", MEMORY))

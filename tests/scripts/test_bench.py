@@ -98,6 +98,11 @@ def test_speed_memory_and_equal_losses(results: Results) -> None:
     assert [curve.tokens_per_second for curve in results.curves] == [[100.0, 100.0], [40.0, 40.0]]
 
 
+def test_goals_of_a_gpu() -> None:
+    assert [BY_NAME["e2e"].goal("peft", on_gpu) for on_gpu in (False, True)] == [Goal(least=2.2), Goal(least=2.0)]
+    assert [BY_NAME["stsb"].goal("peft", on_gpu) for on_gpu in (False, True)] == [Goal(least=1.3)] * 2
+
+
 @pytest.mark.parametrize("theirs", [answers([3.0, 2.0, 1.1], 1, 1), answers([3.0, 2.0, 1.0], 1, 1, tokens=99)])
 def test_another_training_fails(results: Results, theirs: list[dict[str, Any]]) -> None:
     training.compare(BY_NAME["stsb"], {"lorakit": answers([3.0, 2.0, 1.0], 1.0, 1), "peft": theirs}, results)
