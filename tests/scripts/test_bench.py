@@ -6,8 +6,10 @@ from typing import Any
 
 import bench
 import pytest
+import torch
 from benchmarks import contenders, generation, growth, merging, overhead, starting, training
 from benchmarks.made_up import Shape, make_base, make_recipe
+from benchmarks.memory import Peak
 from benchmarks.pages import Curve, Results, as_json, goal_rows, machine, markdown
 from benchmarks.ratios import Goal, Line, Measured, curve_difference, measured, ratio
 from benchmarks.worker import job_of
@@ -178,6 +180,16 @@ def test_a_made_up_base_is_that_of_its_shape(tmp_path: Path) -> None:
     assert not (matrix == model.model.layers[1].mlp.up_proj.weight).all()
     recipe = make_recipe(shape, 5, tmp_path / "more")
     assert len((recipe.parent / "train.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="counts on Linux alone")
+def test_peak_memory_is_above_what_was_there(one_thread: None) -> None:
+    before = torch.ones(25_000_000)
+    peak = Peak()
+    assert peak.bytes() < 20e6
+    part = torch.ones(20_000_000)  # 80 MB, and gone when we look
+    del part
+    assert 60e6 < peak.bytes() < 110e6 and len(before) == 25_000_000
 
 
 def test_overhead(here: None, results: Results, tmp_path: Path, one_thread: None) -> None:
