@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import generation, growth, merging, overhead, starting, training
@@ -50,7 +51,8 @@ def benchmarks(given: argparse.Namespace, scratch: Path, on_gpu: bool) -> dict[s
         prompts = 3 if tiny else given.prompts
         found["generation"] = partial(generation.run, decoder, rounds, prompts, scratch=scratch, tiny=tiny)
     model = merging.TINY if tiny else merging.shape_of(given.gigabytes)
-    found["merge"] = partial(merging.run, model, min(rounds, LONG), scratch=scratch)
+    if find_spec("peft"):
+        found["merge"] = partial(merging.run, model, min(rounds, LONG), scratch=scratch)
     found["start"] = partial(starting.run, rounds, scratch=scratch)
     found["growth"] = partial(growth.run, min(rounds, LONG), scratch=scratch, tiny=tiny)
     return found
@@ -67,13 +69,22 @@ def run(given: argparse.Namespace, results: Results) -> None:
         with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as scratch:
             found = benchmarks(given, Path(scratch), on_gpu).get(name)
             if found is None:
-                print(f"{name}: skipped: {reasons.get(name) or 'there is no model for it here'}", flush=True)
+                print(f"{name}: skipped: {reasons.get(name) or 'its model or peft is not here'}", flush=True)
                 continue
             print(f"{name} …", flush=True)
             try:
                 found(results)
             except WorkerFailed as error:
                 results.failures.append(f"{name}: {error}")
+            write(given, results)  # after each: a long run that is stopped has what it did
+
+
+def write(given: argparse.Namespace, results: Results) -> None:
+    """The files that were asked for."""
+    if given.json:
+        given.json.write_text(as_json(results))
+    if given.markdown:
+        given.markdown.write_text(markdown(results))
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -103,10 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(*curve_rows(results.curves))
     for text in [*results.notes, *(f"FAILED: {text}" for text in results.failures)]:
         print(text)
-    if given.json:
-        given.json.write_text(as_json(results))
-    if given.markdown:
-        given.markdown.write_text(markdown(results))
+    write(given, results)
     return 1 if results.failures else 0
 
 

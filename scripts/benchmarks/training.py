@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,12 @@ def run(workload: Workload, rounds: int, steps: int, results: Results, scratch: 
         tiny: Take the tiny shape.
     """
     recipe, overrides = workload.make((rounds + WARM) * steps, scratch, tiny)
+    names = workload.contenders if find_spec("peft") else [OURS]
+    if len(names) < len(workload.contenders):
+        results.notes.append(f"{workload.name}: {', '.join(workload.contenders[1:])} left out: peft is not installed")
     with ExitStack() as stack:
         workers = {}
-        for name in workload.contenders:
+        for name in names:
             job = {"kind": "train", "contender": name, "recipe": str(recipe), "overrides": overrides}
             workers[name] = stack.enter_context(Worker(job))
             workers[name].answer()  # ready: one after the other, so that loading does not need the memory of all

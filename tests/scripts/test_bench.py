@@ -243,6 +243,15 @@ def test_what_is_not_here_is_skipped(capsys: pytest.CaptureFixture[str], monkeyp
         bench.main(["nonesuch"])
 
 
+def test_without_peft_lorakit_stands_alone(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    training.run(BY_NAME["e2e"], 1, 1, results, tmp_path, tiny=True)
+    assert [curve.contender for curve in results.curves] == ["lorakit"] and not results.lines
+    assert results.notes == ["e2e: peft left out: peft is not installed"]
+
+
 def test_a_worker_that_fails_says_why() -> None:
     job = {"kind": "train", "contender": "lorakit", "recipe": "nonesuch.yaml", "overrides": []}
     with Worker(job) as worker, pytest.raises(WorkerFailed, match="nonesuch.yaml: cannot be read"):
