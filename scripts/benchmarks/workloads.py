@@ -13,8 +13,8 @@ DATA = ROOT.parent / "shared" / "data"
 SAME = 1e-3
 """What losses may differ by in float32, as a share."""
 SAME_BF16 = 1e-2
-"""In bfloat16, whose roundings another attention kernel changes: PEFT's own losses on `e2e` moved by up to 4.1e-3 within
-12 steps when it computed attention with `eager` instead of `sdpa`. A wrong gradient moves them by far more."""
+"""In bfloat16. Another order of the same sums rounds differently: PEFT's own losses on `e2e` moved by up to 4.1e-3
+within 12 steps when it computed attention with `eager` instead of `sdpa`."""
 PLAIN = ("train.epochs=null", "method.dropout=0.0", "train.head_bias=zero")
 """No dropout, so that all contenders compute the same; and lorakit's own start of a head's bias off."""
 ENCODER = ("model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",)
