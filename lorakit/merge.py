@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lorakit.errors import MergeError
 from lorakit.merge_check import LogitCheck, verify_logits, verify_tensors
-from lorakit.merge_plan import FLOATS, Piece, Plan, name_of, plan_merge, read_rows
+from lorakit.merge_plan import FLOATS, Piece, Plan, bytes_of, name_of, plan_merge, read_rows
 from lorakit.runtime import atomic_directory, size_text
-from lorakit.weights import write_file
+from lorakit.weights import Chunk, write_file
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened
@@ -189,7 +189,7 @@ class _Writer:
         self.watched = "merged" if any(piece.kind == "merged" for piece in plan.pieces) else "replaced"
         self.changed = self.changed_after_rounding = False
 
-    def chunks(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
+    def chunks(self, pieces: Sequence[Piece]) -> Iterator[Chunk]:
         """The bytes of some pieces, one after the other."""
         for piece in pieces:
             for chunk in _copied(piece) if piece.verbatim else self._computed(piece):
@@ -198,7 +198,7 @@ class _Writer:
                 if self.progress:
                     self.progress(self.done, self.plan.size)
 
-    def _computed(self, piece: Piece) -> Iterator[bytes]:
+    def _computed(self, piece: Piece) -> Iterator[Chunk]:
         dtype = FLOATS[piece.dtype]
         edit = piece.layer.edit(partial(piece.blocks, BLOCK)) if piece.layer else None
         for start, source in piece.blocks(BLOCK):
@@ -208,7 +208,7 @@ class _Writer:
                 raise MergeError(f"{piece.key}: has values beyond the range of {name_of(dtype)}; use --dtype float32")
             if piece.kind == self.watched:
                 self._compare(piece, start, exact, rounded)
-            yield rounded.reshape(-1).view(torch.uint8).numpy().tobytes()
+            yield bytes_of(rounded.contiguous())
 
     def _compare(self, piece: Piece, start: int, exact: Tensor, rounded: Tensor) -> None:
         if self.changed_after_rounding:
@@ -233,10 +233,10 @@ class _Writer:
         )
 
 
-def _copied(piece: Piece) -> Iterator[bytes]:
+def _copied(piece: Piece) -> Iterator[Chunk]:
     assert piece.base is not None
     for start in range(0, piece.size, 4 * BLOCK):
-        yield piece.base.read(start, 4 * BLOCK)
+        yield piece.base.span(start, 4 * BLOCK)
 
 
 def _write_config(plan: Plan, prepared: "Prepared", out: Path) -> None:

@@ -125,17 +125,26 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def read_rows(entry: Entry, start: int, shape: tuple[int, ...]) -> Tensor:
-    """Rows of a stored tensor in float32.
+    """Rows of a stored tensor in float32; see `read_stored`."""
+    return read_stored(entry, start, shape).float()
+
+
+def read_stored(entry: Entry, start: int, shape: tuple[int, ...]) -> Tensor:
+    """Rows of a stored tensor in its own dtype.
 
     Args:
         entry: The tensor.
         start: Index of the first row.
         shape: (rows, …) of what is read; () for a scalar.
     """
-    dtype = FLOATS[entry.dtype]
-    first = start * torch.Size(shape[1:]).numel() * dtype.itemsize
-    data = bytearray(entry.read(first, torch.Size(shape).numel() * dtype.itemsize))
-    return torch.frombuffer(data, dtype=dtype).reshape(shape).float()
+    rows = torch.empty(shape, dtype=FLOATS[entry.dtype])
+    entry.read_into(bytes_of(rows), start * torch.Size(shape[1:]).numel() * rows.itemsize)
+    return rows
+
+
+def bytes_of(rows: Tensor) -> memoryview:
+    """The memory of a tensor without gaps."""
+    return memoryview(rows.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def plan_merge(prepared: Prepared, state: Mapping[str, Tensor], dtype: str | None = None) -> Plan:

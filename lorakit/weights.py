@@ -3,14 +3,17 @@
 A file is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the data.
 """
 
+import errno
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 from lorakit.errors import CheckpointError
 
@@ -23,6 +26,8 @@ ELEMENT_BYTES = {
 }
 """Of an element of safetensors' dtypes, by their names; rarer ones are smaller than a byte."""
 _HEADER_LIMIT = 100 * 2**20  # safetensors' own
+_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY}
+"""What kernels and file systems answer that do not copy between two files; a full disk is none of these."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,41 @@ class Entry:
 
     def read(self, start: int = 0, count: int | None = None) -> bytes:
         """Bytes of the tensor, `count` of them from `start` on."""
-        size = self.stop - self.start - start
-        with self.file.open("rb") as file:
+        span = self.span(start, count)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(span.start)
+            return file.read(len(span))
+
+    def read_into(self, place: memoryview, start: int) -> None:
+        """Fill writable bytes with those of the tensor from `start` on, without another copy in between."""
+        with self.file.open("rb", buffering=0) as file:
             file.seek(self.start + start)
-            return file.read(size if count is None else min(size, count))
+            while place:
+                count = file.readinto(place)
+                if not count:
+                    raise CheckpointError(f"{self.file}: has become shorter while it was read")
+                place = place[count:]
+
+    def span(self, start: int = 0, count: int | None = None) -> "Span":
+        """Where these bytes stand: `count` of the tensor's from `start` on, and never past its end."""
+        stop = self.stop if count is None else min(self.stop, self.start + start + count)
+        return Span(self.file, self.start + start, stop)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of a file, from `start` to before `stop`."""
+
+    file: Path
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+Chunk: TypeAlias = bytes | memoryview | Span
+"""A part of a stream: bytes, or where such stand in another file."""
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -140,14 +176,15 @@ def fingerprint(entries: dict[str, Entry], names: Iterable[str]) -> str:
 
 
 def write_file(
-    file: Path, layout: dict[str, tuple[str, tuple[int, ...], int]], chunks: Iterator[bytes], metadata: dict[str, str]
+    file: Path, layout: dict[str, tuple[str, tuple[int, ...], int]], chunks: Iterator[Chunk], metadata: dict[str, str]
 ) -> None:
     """Write a safetensors file from a stream of bytes.
 
     Args:
         file: Where to.
         layout: Name → (safetensors dtype, shape, bytes), in the order of the stream.
-        chunks: The tensors' bytes one after the other, in pieces of any size.
+        chunks: The tensors' bytes one after the other, in pieces of any size; those of other files are copied by the
+            kernel, where it can.
         metadata: Of the file; sorted, so that equal content gives equal bytes.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -158,9 +195,48 @@ def write_file(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, as safetensors asks
     written = 0
-    with file.open("wb") as handle:
-        handle.write(struct.pack("<Q", len(text)) + text)
+    with ExitStack() as stack:
+        target = stack.enter_context(file.open("wb", buffering=0))
+        sources: dict[Path, BinaryIO] = {}
+        _write_all(target.fileno(), struct.pack("<Q", len(text)) + text)
         for chunk in chunks:
-            handle.write(chunk)
+            if isinstance(chunk, Span):
+                if chunk.file not in sources:
+                    sources[chunk.file] = stack.enter_context(chunk.file.open("rb", buffering=0))
+                _copy(sources[chunk.file].fileno(), chunk, target.fileno())
+            else:
+                _write_all(target.fileno(), chunk)
             written += len(chunk)
     assert written == offset, f"{file}: {written} bytes written, {offset} announced"
+
+
+def _write_all(target: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(target, rest) :]
+
+
+def _copy(source: int, span: Span, target: int) -> None:
+    """Append a span of one open file to another."""
+    place = span.start
+    while place < span.stop:
+        copied = _copy_in_kernel(source, place, span.stop - place, target)
+        if not copied:
+            data = os.pread(source, span.stop - place, place)
+            if not data:
+                raise CheckpointError(f"{span.file}: has become shorter while it was read")
+            _write_all(target, data)
+            copied = len(data)
+        place += copied
+
+
+def _copy_in_kernel(source: int, start: int, count: int, target: int) -> int:
+    """Bytes copied without passing through this process; 0: not between these files, or not on this system."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    try:
+        return os.copy_file_range(source, target, count, offset_src=start)
+    except OSError as error:
+        if error.errno in _CANNOT_COPY:
+            return 0
+        raise

@@ -21,7 +21,7 @@ from lorakit.merge_plan import plan_merge
 from lorakit.methods import Full, LoRA, Method
 from lorakit.methods.low_rank import LowRankEdit
 from lorakit.tiny import make_tiny_base
-from lorakit.weights import ELEMENT_BYTES, model_entries, read_header
+from lorakit.weights import ELEMENT_BYTES, Chunk, model_entries, read_header
 
 QV = LoRA(rank=4, targets=["q", "v"])
 
@@ -354,7 +354,7 @@ def test_rows_are_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sizes: list[int] = []
     plain = lorakit.merge.write_file
 
-    def spy(file: Path, layout: Any, chunks: Iterator[bytes], metadata: dict[str, str]) -> None:
+    def spy(file: Path, layout: Any, chunks: Iterator[Chunk], metadata: dict[str, str]) -> None:
         plain(file, layout, (sizes.append(len(chunk)) or chunk for chunk in chunks), metadata)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(lorakit.merge, "write_file", spy)
@@ -440,7 +440,7 @@ def test_a_method_can_say_why_it_cannot_be_merged(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     plain = lorakit.merge.write_file
 
-    def full(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def full(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for number, chunk in enumerate(chunks):
             if number == after:
                 raise OSError(errno.ENOSPC, "No space left on device")
