@@ -3,6 +3,7 @@
 Peers' users report merges that silently return the base, and merges that differ from the adapter; both fail here.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from torch.func import functional_call
 
 from lorakit.checkpoint import head_of
 from lorakit.errors import MergeError
-from lorakit.merge_plan import FLOATS, Piece, Plan, read_rows
+from lorakit.merge_plan import FLOATS, Piece, Plan, read_rows, read_stored
 from lorakit.methods.base import Adapted
+from lorakit.methods.low_rank import transposed
 from lorakit.model import prepare
 from lorakit.surgery import WRAPPED, load_trainable
-from lorakit.targets import out_features
 from lorakit.weights import Entry, model_entries
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ BLOCK = 2**18
 """Elements of a block: 2 MiB in float64, and another size than the writer's, so that a wrong offset shows."""
 COPY = 2**22
 """Bytes of untouched tensors that are compared at a time."""
-UNITS = 64
+UNITS = 32
 """Unit vectors on which an adapted layer is compared with the written weight."""
 EXACT_SHARE = 1e-3
 """Of the effect, that float32 weights may lose. Rounding W + ΔW loses 6e-8 of W for an update that is seldom below 1e-3
@@ -82,10 +83,12 @@ def verify_tensors(plan: Plan, merged: Path) -> None:
         entry = entries.get(piece.key)
         if entry is None or (entry.dtype, entry.shape) != (piece.dtype, piece.shape):
             problems.append(f"{piece.key}: is missing, or has another shape or dtype than it should")
-        elif not (_same_bytes(piece, entry) if piece.verbatim else _same_values(piece, entry)):
-            problems.append(f"{piece.key}: the file does not hold the values that were to be {piece.kind}")
-        elif piece.layer is not None and not _same_function(piece, piece.layer, entry):
-            problems.append(f"{piece.key}: the merged layer does not compute what the adapted one does")
+        else:
+            probe = _Probe(piece.layer, piece.shape) if piece.layer is not None else None
+            if not (_same_bytes(piece, entry) if piece.verbatim else _same_values(piece, entry, probe)):
+                problems.append(f"{piece.key}: the file does not hold the values that were to be {piece.kind}")
+            elif probe is not None and not _same_function(probe, piece, entry):
+                problems.append(f"{piece.key}: the merged layer does not compute what the adapted one does")
     if problems:
         raise MergeError(*problems)
 
@@ -136,37 +139,111 @@ def _same_bytes(piece: Piece, entry: Entry) -> bool:
     return all(base.read(start, COPY) == entry.read(start, COPY) for start in starts)
 
 
-def _same_values(piece: Piece, entry: Entry) -> bool:
+def _same_values(piece: Piece, entry: Entry, probe: "_Probe | None") -> bool:
+    """Whether the written values are those of the formula; shows the probe every block meanwhile.
+
+    Almost all values are the formula's to the bit; `_close` needs to look at the others alone.
+    """
     edit = piece.layer.edit(partial(piece.blocks, BLOCK)) if piece.layer else None
+    dtype = FLOATS[piece.dtype]
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]  # floats of 16 bits compare slowly on CPUs
     for start, rows in piece.blocks(BLOCK):
         source = rows.double()
         expected = edit.rows(source, start) if edit else source
-        written = read_rows(entry, start, tuple(rows.shape)).double()
-        if not _close(written, expected, source, FLOATS[piece.dtype]):
+        written = read_stored(entry, start, tuple(rows.shape))
+        other = expected.to(dtype).view(bits) != written.view(bits)
+        if other.any() and not _close(written[other].double(), expected[other], source[other], dtype):
             return False
+        if probe is not None and piece.layer is not None and piece.layer.additive:
+            probe.show(start, rows, written.float())
     return True
 
 
-def _same_function(piece: Piece, layer: Adapted, entry: Entry) -> bool:
-    """Whether a plain layer with the written weight maps unit vectors as the adapted one does."""
+class _Probe:
+    """What a plain layer with the base's weight, and one with the written weight, make of unit vectors.
+
+    Both are run on blocks of the weight's rows, so that no weight need be whole in memory.
+
+    Args:
+        layer: The adapted layer.
+        shape: Of the stored weight.
+    """
+
+    def __init__(self, layer: Adapted, shape: Sequence[int]) -> None:
+        self.layer = layer
+        self.by_input = transposed(layer.frozen)  # a row of the stored weight is of an input, else of an output
+        self.width = shape[0 if self.by_input else 1]
+        self.chosen = torch.linspace(0, self.width - 1, min(self.width, UNITS)).long()
+        """The units: some of the layer's inputs, spread over all of them."""
+        self.base: list[Tensor] = []
+        self.merged: list[Tensor] = []
+
+    def show(self, start: int, base: Tensor, merged: Tensor) -> None:
+        """Run both layers on a block of rows of the weights, from row `start` on."""
+        chosen, width = self.chosen, self.width
+        if self.by_input:
+            chosen = chosen[(chosen >= start) & (chosen < start + len(base))] - start
+            width = len(base)
+        if len(chosen):
+            units = self.units(chosen, width)
+            self.base.append(self._run(base, units))
+            self.merged.append(self._run(merged, units))
+
+    def agree(self, dtype: torch.dtype) -> bool:
+        """Whether the merged layer does what the adapted one does: the one that trains, run on what the base said."""
+        along = 0 if self.by_input else -1
+        base, merged = torch.cat(self.base, along), torch.cat(self.merged, along)
+        units, frozen = self.units(self.chosen, self.width), self.layer.frozen
+        self.layer.frozen = _Said(base)
+        try:
+            with torch.no_grad():
+                adapted = self.layer(units)
+        finally:
+            self.layer.frozen = frozen
+        return _close(merged, adapted, base, dtype)
+
+    def units(self, chosen: Tensor, width: int) -> Tensor:
+        """Those of some inputs, of `width` in all; for a table of embeddings, ids."""
+        return chosen if isinstance(self.layer.frozen, nn.Embedding) else F.one_hot(chosen, width).float()
+
+    def _run(self, rows: Tensor, units: Tensor) -> Tensor:
+        frozen = copy.copy(self.layer.frozen)
+        if isinstance(frozen, nn.Embedding):
+            frozen.padding_idx = None  # it may be beyond these rows, and matters for gradients alone
+        out = rows.shape[1] if self.by_input else rows.shape[0]
+        bias = {} if self.layer.bias is None else {"bias": torch.zeros(out)}
+        with torch.no_grad():
+            said: Tensor = functional_call(frozen, {"weight": rows, **bias}, (units,))
+        return said
+
+
+class _Said(nn.Module):
+    """In the place of a frozen projection: what that has said."""
+
+    def __init__(self, said: Tensor) -> None:
+        super().__init__()
+        self.said = said
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.said
+
+
+def _same_function(probe: _Probe, piece: Piece, entry: Entry) -> bool:
+    """Whether a plain layer with the written weight maps unit vectors as the adapted one does.
+
+    An update that depends on the weight needs it whole.
+    """
+    layer = probe.layer
+    if layer.additive:
+        return probe.agree(FLOATS[piece.dtype])
     (_, source), *_ = piece.blocks(torch.Size(piece.shape).numel())
-    bias = {} if layer.bias is None else {"bias": torch.zeros(layer.bias.shape)}
-    before, after = {"weight": source, **bias}, {"weight": read_rows(entry, 0, piece.shape), **bias}
-    units = _units(layer.frozen, source.numel())
+    probe.show(0, source, read_rows(entry, 0, piece.shape))
+    (base,), (merged,) = probe.base, probe.merged
+    bias = {} if layer.bias is None else {f"{WRAPPED}.bias": torch.zeros(layer.bias.shape)}
+    units = probe.units(probe.chosen, probe.width)
     with torch.no_grad():
-        base = functional_call(layer.frozen, before, (units,))
-        adapted = functional_call(layer, {f"{WRAPPED}.{name}": value for name, value in before.items()}, (units,))
-        merged = functional_call(layer.frozen, after, (units,))
+        adapted = functional_call(layer, {f"{WRAPPED}.weight": source, **bias}, (units,))
     return _close(merged, adapted, base, FLOATS[piece.dtype])
-
-
-def _units(frozen: nn.Module, elements: int) -> Tensor:
-    """Some of the layer's unit vectors, spread over all of them; for a table of embeddings, ids."""
-    out = out_features(frozen)
-    assert out is not None
-    count = elements // out
-    chosen = torch.linspace(0, count - 1, min(count, UNITS)).long()
-    return chosen if isinstance(frozen, nn.Embedding) else F.one_hot(chosen, count).float()
 
 
 def _close(written: Tensor, expected: Tensor, before: Tensor, dtype: torch.dtype) -> bool:

@@ -359,6 +359,7 @@ def test_rows_are_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(lorakit.merge, "write_file", spy)
     monkeypatch.setattr(lorakit.merge, "BLOCK", 500)
+    monkeypatch.setattr(lorakit.merge, "COPY", 2000)
     monkeypatch.setattr(lorakit.merge_check, "BLOCK", 700)
     merge(opened, tmp_path / "blocks", batches=batches())
     assert max(sizes) <= 4 * 500
