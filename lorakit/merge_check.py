@@ -175,32 +175,32 @@ class _Probe:
         self.width = shape[0 if self.by_input else 1]
         self.chosen = torch.linspace(0, self.width - 1, min(self.width, UNITS)).long()
         """The units: some of the layer's inputs, spread over all of them."""
-        self.base: list[Tensor] = []
-        self.merged: list[Tensor] = []
+        outputs = shape[1 if self.by_input else 0]
+        # Whole from the start: small tensors kept from each block would lie scattered, and the heap grow around them.
+        self.base, self.merged = torch.empty(2, len(self.chosen), outputs).unbind()
 
     def show(self, start: int, base: Tensor, merged: Tensor) -> None:
         """Run both layers on a block of rows of the weights, from row `start` on."""
-        chosen, width = self.chosen, self.width
+        stop = start + len(base)
         if self.by_input:
-            chosen = chosen[(chosen >= start) & (chosen < start + len(base))] - start
-            width = len(base)
-        if len(chosen):
-            units = self.units(chosen, width)
-            self.base.append(self._run(base, units))
-            self.merged.append(self._run(merged, units))
+            here = (self.chosen >= start) & (self.chosen < stop)
+            units = self.units(self.chosen[here] - start, len(base))
+            if len(units):
+                self.base[here], self.merged[here] = self._run(base, units), self._run(merged, units)
+        else:
+            units = self.units(self.chosen, self.width)
+            self.base[:, start:stop], self.merged[:, start:stop] = self._run(base, units), self._run(merged, units)
 
     def agree(self, dtype: torch.dtype) -> bool:
         """Whether the merged layer does what the adapted one does: the one that trains, run on what the base said."""
-        along = 0 if self.by_input else -1
-        base, merged = torch.cat(self.base, along), torch.cat(self.merged, along)
         units, frozen = self.units(self.chosen, self.width), self.layer.frozen
-        self.layer.frozen = _Said(base)
+        self.layer.frozen = _Said(self.base)
         try:
             with torch.no_grad():
                 adapted = self.layer(units)
         finally:
             self.layer.frozen = frozen
-        return _close(merged, adapted, base, dtype)
+        return _close(self.merged, adapted, self.base, dtype)
 
     def units(self, chosen: Tensor, width: int) -> Tensor:
         """Those of some inputs, of `width` in all; for a table of embeddings, ids."""
@@ -238,12 +238,11 @@ def _same_function(probe: _Probe, piece: Piece, entry: Entry) -> bool:
         return probe.agree(FLOATS[piece.dtype])
     (_, source), *_ = piece.blocks(torch.Size(piece.shape).numel())
     probe.show(0, source, read_rows(entry, 0, piece.shape))
-    (base,), (merged,) = probe.base, probe.merged
     bias = {} if layer.bias is None else {f"{WRAPPED}.bias": torch.zeros(layer.bias.shape)}
     units = probe.units(probe.chosen, probe.width)
     with torch.no_grad():
         adapted = functional_call(layer, {f"{WRAPPED}.weight": source, **bias}, (units,))
-    return _close(merged, adapted, base, FLOATS[piece.dtype])
+    return _close(probe.merged, adapted, probe.base, FLOATS[piece.dtype])
 
 
 def _close(written: Tensor, expected: Tensor, before: Tensor, dtype: torch.dtype) -> bool:

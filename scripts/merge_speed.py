@@ -46,7 +46,7 @@ def write_base(directory: Path, layers: int) -> None:
         which = 1 + int(layer) // SHARD_LAYERS if layer.isdigit() else 0
         shards.setdefault(which, {})[name] = ("BF16", tuple(parameter.shape), 2 * parameter.numel())
     generator = torch.Generator().manual_seed(0)
-    places = {}
+    places: dict[str, str] = {}
     for which, layout in shards.items():
         shard = f"model-{which + 1:05}-of-{len(shards):05}.safetensors"
         places |= dict.fromkeys(layout, shard)
