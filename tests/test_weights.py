@@ -1,3 +1,4 @@
+import errno
 import json
 import struct
 import tempfile
@@ -11,8 +12,18 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import lorakit.weights
 from lorakit.errors import CheckpointError
-from lorakit.weights import FINGERPRINT_BYTES, fingerprint, model_entries, model_files, read_header, write_file
+from lorakit.weights import (
+    FINGERPRINT_BYTES,
+    Chunk,
+    Span,
+    fingerprint,
+    model_entries,
+    model_files,
+    read_header,
+    write_file,
+)
 
 TENSORS = {
     "half": torch.arange(3, dtype=torch.float16),
@@ -276,3 +287,23 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_names(tmp_path: Path) -
     save_file({"a": torch.zeros(1), "b": torch.ones(1)}, tmp_path / "x.safetensors")
     entries, _ = read_header(tmp_path / "x.safetensors")
     assert fingerprint(entries, ["a", "b"]) == fingerprint(entries, ["b", "a"]) != fingerprint(entries, ["a"])
+
+
+@pytest.mark.parametrize("in_kernel", [True, False])
+def test_spans_of_other_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_kernel: bool) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if not in_kernel:
+        monkeypatch.setattr(lorakit.weights.os, "copy_file_range", refuse, raising=False)
+    (tmp_path / "source").write_bytes(bytes(range(100)))
+    chunks: list[Chunk] = [b"ab", Span(tmp_path / "source", 10, 40), memoryview(b"cd"), Span(tmp_path / "source", 0, 3)]
+    write_file(tmp_path / "x", {"t": ("U8", (37,), 37)}, iter(chunks), {})
+    entries, _ = read_header(tmp_path / "x")
+    assert entries["t"].read() == b"ab" + bytes(range(10, 40)) + b"cd" + bytes(range(3))
+
+
+def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="has become shorter"):
+        write_file(tmp_path / "x", {"t": ("U8", (9,), 9)}, iter([Span(tmp_path / "source", 0, 9)]), {})
