@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import lorakit.weights
 from lorakit.errors import CheckpointError
 from lorakit.weights import (
     FINGERPRINT_BYTES,
@@ -295,7 +295,7 @@ def test_spans_of_other_files_are_copied(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     if not in_kernel:
-        monkeypatch.setattr(lorakit.weights.os, "copy_file_range", refuse, raising=False)
+        monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
     (tmp_path / "source").write_bytes(bytes(range(100)))
     chunks: list[Chunk] = [b"ab", Span(tmp_path / "source", 10, 40), memoryview(b"cd"), Span(tmp_path / "source", 0, 3)]
     write_file(tmp_path / "x", {"t": ("U8", (37,), 37)}, iter(chunks), {})
