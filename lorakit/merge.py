@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lorakit.model import Prepared
 
 BLOCK = 2**20
-"""Elements of a row block: 4 MiB in float32. From 32 MiB on the C library gives each block back to the kernel, and a
-merge takes twice as long."""
+"""Elements of a row block: 4 MiB in float32. Blocks of 32 MiB and more (2**22 in float64) the C library takes anew from
+the kernel each time: 9 ns an element to convert or add, in the place of 0.4."""
 COPY = 2**24
 """Bytes of untouched tensors that are copied at a time, between two words about the progress."""
 INDEX = "model.safetensors.index.json"
