@@ -4,84 +4,24 @@ Prompts lose their front, pairs their longer half, targets nothing: a row whose 
 counted.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorakit.data.items import IGNORE as IGNORE  # re-exported: who encodes needs what comes out
+from lorakit.data.items import Encoded as Encoded
+from lorakit.data.items import Ids as Ids
+from lorakit.data.items import Item as Item
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, Row, TextRow
 from lorakit.data.slots import NO_SLOTS, Slots
 from lorakit.errors import DataError
 
-IGNORE = -100
-"""Label of a position that is not learned."""
 _CHUNK = 1000
-Ids = NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One tokenised row.
-
-    Args:
-        input_ids: (seq,).
-        labels: (seq,) token ids, IGNORE where nothing is learned (everywhere in a choice without a label); or () the
-            class index or number of a text row (IGNORE for one without a label, whose loss means nothing and is not
-            counted by `evaluate`).
-        token_type_ids: (seq,), for models that tell a pair's halves apart.
-        row: Index of the row it came from.
-    """
-
-    input_ids: Ids
-    labels: NDArray[Any]
-    token_type_ids: Ids | None
-    row: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A split in token ids.
-
-    Args:
-        items: In the order of the rows.
-        truncated: Rows that lost tokens.
-        dropped: Why rows were left out → how many.
-    """
-
-    items: Sequence[Item]
-    truncated: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each item."""
-        return np.array([len(item.input_ids) for item in self.items], dtype=np.int64)
-
-    @cached_property
-    def targets(self) -> NDArray[np.int64]:
-        """Targets of each item: learned tokens, or 1 for a text row."""
-        return np.array([_target_count(item) for item in self.items], dtype=np.int64)
-
-    def digest(self) -> str:
-        """A hash of all that a run learns from, or is measured on: token ids and labels, in order."""
-        found = hashlib.sha256()
-        for item in self.items:
-            found.update(len(item.input_ids).to_bytes(4, "little") + item.input_ids.tobytes() + item.labels.tobytes())
-            if item.token_type_ids is not None:
-                found.update(item.token_type_ids.tobytes())
-        return found.hexdigest()
-
-
-def _target_count(item: Item) -> int:
-    """The first token of a row has nothing before it that could predict it."""
-    return 1 if item.labels.ndim == 0 else int((item.labels[1:] != IGNORE).sum())
+"""Rows that are tokenised at once: enough for the threads of the tokenizers library, which shares them out itself."""
 
 
 def encode(
@@ -103,24 +43,54 @@ def encode(
     Raises:
         DataError: No row is left, a chat template cannot show what the assistant said, or choices cannot be told apart.
     """
-    items: list[Item] = []
-    truncated = 0
-    dropped: dict[str, int] = {}
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        for offset, (item, cut) in enumerate(_encode_chunk(chunk, tokenizer, max_length, slots)):
-            if item is None:
+    losses = Losses()
+    chunks = encode_chunks(rows, tokenizer, max_length, slots, losses, progress)
+    return Encoded([item for chunk in chunks for item in chunk], losses.truncated, losses.dropped)
+
+
+@dataclass
+class Losses:
+    """What encoding costs, counted on the way.
+
+    Args:
+        truncated: Rows that lost tokens.
+        dropped: Why rows were left out → how many.
+    """
+
+    truncated: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def encode_chunks(
+    rows: Iterable[Row],
+    tokenizer: Any,
+    max_length: int,
+    slots: Slots,
+    losses: Losses,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[list[Item]]:
+    """As `encode`, in parts, for rows that are not all in memory; `losses` is complete at the end.
+
+    Raises:
+        DataError: As `encode`; that no row is left only at the end.
+    """
+    source, start, kept = iter(rows), 0, 0
+    while chunk := list(islice(source, _CHUNK)):
+        items = []
+        for index, (piece, cut) in enumerate(_encode_chunk(chunk, tokenizer, max_length, slots), start):
+            if piece is None:
                 reason = f"target longer than max_length ({max_length} tokens)"
-                dropped[reason] = dropped.get(reason, 0) + 1
+                losses.dropped[reason] = losses.dropped.get(reason, 0) + 1
             else:
-                ids, labels, types = item
-                items.append(Item(ids, labels, types, start + offset))
-                truncated += cut
+                items.append(Item(*piece, index))
+                losses.truncated += cut
         if progress:
             progress(len(chunk))
-    if rows and not items:
-        raise DataError(f"no row is left: {'; '.join(dropped)}; raise task.max_length")
-    return Encoded(items, truncated, dropped)
+        start, kept = start + len(chunk), kept + len(items)
+        if items:
+            yield items
+    if start and not kept:
+        raise DataError(f"no row is left: {'; '.join(losses.dropped)}; raise task.max_length")
 
 
 Piece = tuple[Ids, NDArray[Any], Ids | None] | None
@@ -134,8 +104,11 @@ def _encode_chunk(rows: Sequence[Row], tokenizer: Any, max_length: int, slots: S
         found = _encode_texts([row for row in rows if isinstance(row, TextRow)], tokenizer, room)
     elif isinstance(rows[0], ChoiceRow):
         found = _encode_choices([row for row in rows if isinstance(row, ChoiceRow)], tokenizer, room)
+    elif isinstance(rows[0], CompletionRow):
+        found = _encode_completions([row for row in rows if isinstance(row, CompletionRow)], tokenizer, room)
     else:
-        found = [_fit(*_tokens(row, tokenizer), tokenizer, room) for row in rows]
+        chats = [row for row in rows if isinstance(row, ChatRow)]
+        found = [_fit(*_chat_tokens(row, tokenizer), tokenizer, room) for row in chats]
     return [(_with_slots(piece, end, slots, tokenizer), cut) for piece, end, cut in found]
 
 
@@ -170,17 +143,39 @@ Found = tuple[Piece, int, bool]
 
 def _encode_texts(rows: list[TextRow], tokenizer: Any, max_length: int) -> list[Found]:
     """Of a text that is classified the last token stays last: a decoder's head reads it."""
-    texts = [row.text for row in rows]
-    pairs = None if rows[0].pair is None else [row.pair for row in rows]
-    whole = tokenizer(texts, pairs, verbose=False)["input_ids"]
-    cut = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length)
-    types = cut.get("token_type_ids")
+    halves = [(row.text, row.pair) for row in rows]
+    whole = _text_ids(halves, tokenizer)
+    long = [index for index, (ids, _) in enumerate(whole) if len(ids) > max_length]
+    cut = _text_ids([halves[index] for index in long], tokenizer, truncation="longest_first", max_length=max_length)
+    shown = dict(enumerate(whole)) | dict(zip(long, cut, strict=True))
     result: list[Found] = []
     for index, row in enumerate(rows):
-        ids = np.asarray(cut["input_ids"][index], dtype=np.int32)
+        ids, types = (None if found is None else np.asarray(found, dtype=np.int32) for found in shown[index])
+        assert ids is not None
         label = np.asarray(IGNORE if row.label is None else row.label)
-        segment = None if types is None else np.asarray(types[index], dtype=np.int32)
-        result.append(((ids, label, segment), len(ids) - 1, len(whole[index]) > len(ids)))
+        result.append(((ids, label, types), len(ids) - 1, len(whole[index][0]) > len(ids)))
+    return result
+
+
+def _text_ids(
+    halves: Sequence[tuple[str, str | None]], tokenizer: Any, **cut: Any
+) -> list[tuple[list[int], list[int] | None]]:
+    """Ids, and token types where the tokenizer makes them, of texts or pairs."""
+    if not halves:
+        return []
+    pairs = None if halves[0][1] is None else [pair for _, pair in halves]
+    found = tokenizer([text for text, _ in halves], pairs, verbose=False, **cut)
+    types = found.get("token_type_ids")
+    return list(zip(found["input_ids"], [None] * len(halves) if types is None else types, strict=True))
+
+
+def _encode_completions(rows: list[CompletionRow], tokenizer: Any, max_length: int) -> list[Found]:
+    prompts = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
+    said = tokenizer([row.target or "" for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+    result = []
+    for row, before, words in zip(rows, prompts, said, strict=True):
+        prompt, target = _opened(list(before), tokenizer, row.separator), [*words, _eos(tokenizer)]
+        result.append(_fit(prompt + target, [IGNORE] * len(prompt) + target, tokenizer, max_length))
     return result
 
 
@@ -224,16 +219,6 @@ def choice_ids(choices: Sequence[str], tokenizer: Any) -> list[list[int]]:
                     f"{choice.strip()!r}, so it could never be the likelier one; choose other words"
                 )
     return words
-
-
-def _tokens(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids and labels of a whole row, before cutting."""
-    if isinstance(row, ChatRow):
-        return _chat_tokens(row, tokenizer)
-    assert isinstance(row, CompletionRow)
-    prompt = _prompt_tokens(row, tokenizer)
-    target = [*_plain(tokenizer, row.target or ""), _eos(tokenizer)]
-    return prompt + target, [IGNORE] * len(prompt) + target
 
 
 def _fit(ids: list[int], labels: list[int], tokenizer: Any, max_length: int) -> Found:
