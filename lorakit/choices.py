@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lorakit.data.batches import Lengths
 from lorakit.data.collate import Batch, collate
-from lorakit.data.encode import IGNORE, Ids, Item, choice_ids
+from lorakit.data.encode import choice_ids
+from lorakit.data.items import IGNORE, Ids, Item
 from lorakit.data.rows import ChoiceRow
 from lorakit.world import Turn
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,53 +13,22 @@ from lorakit.arch import max_tokens
 from lorakit.choices import likelihoods
 from lorakit.data.batches import Lengths, Limit, by_length
 from lorakit.data.collate import Batch, collate
-from lorakit.data.encode import Encoded, cut_front, encode, end_ids, prompt_ids, with_prefix
-from lorakit.data.rows import ChoiceRow, Row, distinct_prompts, has_target
-from lorakit.data.slots import NO_SLOTS, PLACEHOLDER, Slots
-from lorakit.errors import ModelError, RecipeError
+from lorakit.data.encode import cut_front, end_ids, prompt_ids, with_prefix
+from lorakit.data.rows import ChoiceRow, Row, distinct_prompts
+from lorakit.data.slots import NO_SLOTS, Slots
+from lorakit.errors import RecipeError
 from lorakit.generate import batch_limit, generate
-from lorakit.model import Prepared
 from lorakit.objective import Objective
 from lorakit.progress import Progress
 from lorakit.recipe import Generate, Recipe
 from lorakit.records import records
 from lorakit.room import Room
+from lorakit.splits import SplitData, token_limit
 from lorakit.tasks.base import Prediction, Scores, Task
 from lorakit.world import ALONE, Turn, World
 
 BATCH = Limit(rows=64, tokens=8192)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class SplitData:
-    """A split, read and tokenised.
-
-    Args:
-        name: train, validation, …
-        rows: As the task read them.
-        encoded: Their token ids.
-        dropped: Why rows were left out, in reading or in encoding → how many.
-        revision: The commit of a hub data set.
-    """
-
-    name: str
-    rows: Sequence[Row]
-    encoded: Encoded
-    dropped: dict[str, int] = field(default_factory=dict)
-    revision: str | None = None
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the rows carry what is to be predicted (test splits may not)."""
-        return bool(self.rows) and has_target(self.rows[0])
-
-    def first(self, count: int | None) -> "SplitData":
-        """The first `count` rows; all for None."""
-        if count is None or count >= len(self.rows):
-            return self
-        items = [item for item in self.encoded.items if item.row < count]
-        return SplitData(self.name, self.rows[:count], replace(self.encoded, items=items), self.dropped, self.revision)
 
 
 @dataclass(frozen=True)
@@ -175,61 +144,6 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     if precision == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
     return precision
-
-
-class Positioned(Protocol):
-    """What knows how long an input may be."""
-
-    @property
-    def max_tokens(self) -> int | None:
-        """Longest input that the model has positions for."""
-        ...
-
-
-def token_limit(task: Task, prepared: Positioned) -> int:
-    """Tokens per row: the task's max_length, or 512, within the model's positions.
-
-    Raises:
-        RecipeError: The task asks for more than the model has.
-    """
-    available = prepared.max_tokens
-    if task.max_length is None:
-        return min(512, available or 512)
-    if available is not None and task.max_length > available:
-        raise RecipeError(f"task.max_length: {task.max_length} exceeds the {available} positions of this base")
-    return task.max_length
-
-
-def read_split(task: Task, split: str, prepared: Prepared, progress: Progress) -> SplitData:
-    """Read and tokenise a split.
-
-    Raises:
-        DataError: Its file is missing, empty or malformed, or no row is left.
-    """
-    read = task.load(split)
-    with progress.bar(f"encode {split}", len(read.rows)) as bar:
-        encoded = encode_for(prepared, read.rows, token_limit(task, prepared), bar.advance)
-    return SplitData(split, read.rows, encoded, {**read.dropped, **encoded.dropped}, read.revision)
-
-
-def encode_for(
-    prepared: Prepared, rows: Sequence[Row], limit: int, progress: Callable[[int], None] | None = None
-) -> Encoded:
-    """Tokenise rows for a model; see `encode`.
-
-    Raises:
-        ModelError: A token's id is beyond the embedding, which a GPU would only tell as "device-side assert".
-    """
-    encoded = encode(rows, prepared.tokenizer, limit, progress, prepared.slots)
-    known, tokenizer = int(prepared.model.get_input_embeddings().weight.shape[0]), prepared.tokenizer
-    texts = (item.input_ids[item.input_ids < PLACEHOLDER] for item in encoded.items)
-    largest = max((int(ids.max(initial=0)) for ids in texts), default=0)
-    if (largest := max(largest, tokenizer.pad_token_id)) >= known:
-        raise ModelError(
-            f"model.base: {prepared.located.name}: its tokenizer gives {tokenizer.convert_ids_to_tokens(largest)!r} "
-            f"the id {largest}, and its embedding has {known:,} rows: tokenizer and weights do not belong together"
-        )
-    return encoded
 
 
 def evaluate(

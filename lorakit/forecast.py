@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from lorakit.data.batches import Limit, by_length
-from lorakit.evaluate import BATCH, SplitData
+from lorakit.evaluate import BATCH
 from lorakit.generate import batch_limit
 from lorakit.ledger import Bytes
 from lorakit.lengths import Shape, cut_steps, evaluation_shapes, shapes
 from lorakit.memory import BuildOptimizer, Simulation
 from lorakit.outline import Outline, outline
 from lorakit.recipe import Recipe
+from lorakit.splits import SplitData
 
 KERNEL = 600_000
 """Bytes. On a CPU in 16 bits oneDNN compiles a kernel per shape of a product, and keeps it. Measured: 240 batches of

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.collate import Batch
-from lorakit.data.encode import IGNORE
+from lorakit.data.items import IGNORE
 
 if TYPE_CHECKING:
     from lorakit.tasks.base import Kind

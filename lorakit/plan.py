@@ -13,7 +13,7 @@ import torch
 from lorakit.data.batches import Lengths, Limit, steps_per_epoch
 from lorakit.data.rows import ChoiceRow
 from lorakit.errors import DataError
-from lorakit.evaluate import BATCH, SplitData, read_split, resolve_precision, token_limit
+from lorakit.evaluate import BATCH, resolve_precision
 from lorakit.fit import Change, Situation, changes, need_of_rows, rows_that_fit
 from lorakit.forecast import Batches, Phase, batches_of, forecast, loading_phase
 from lorakit.generate import batch_limit
@@ -24,6 +24,7 @@ from lorakit.outline import Outline, offline, outline
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import available_memory
+from lorakit.splits import SplitData, read_split, token_limit
 from lorakit.tasks.base import Task
 from lorakit.training.optim import build_optimizer, total_steps
 from lorakit.training.setup import first_limit
@@ -132,7 +133,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
-    """Plan a recipe; nothing is loaded, fetched or written.
+    """Plan a recipe; nothing is loaded or fetched, and nothing written but token ids into the cache.
 
     Raises:
         LorakitError: The base is unknown here, or the recipe does not fit it.
@@ -196,7 +197,9 @@ def _read(recipe: Recipe, made: Outline, progress: Progress, notes: list[str]) -
         notes.append("without its tokenizer lengths are unknown: every row counts as long as may be")
         return {}
     try:
-        return {name: read_split(recipe.task, name, made.prepared, progress) for name in _names(recipe)}
+        return {
+            name: read_split(recipe.task, name, made.prepared, progress, keep_rows=False) for name in _names(recipe)
+        }
     except DataError as error:
         notes.append("the rows are not on this machine: every row counts as long as may be")
         notes.append(f"why: {error.problems[0]}")

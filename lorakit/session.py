@@ -8,24 +8,22 @@ from torch import Tensor
 
 from lorakit.checkpoint import Opened, open_run
 from lorakit.data.collate import collate
-from lorakit.data.encode import Encoded, encode
+from lorakit.data.encode import encode
+from lorakit.data.items import Encoded
 from lorakit.data.rows import Row
 from lorakit.errors import CheckpointError, DataError
 from lorakit.evaluate import (
     Evaluation,
-    SplitData,
     Subject,
-    encode_for,
     evaluate,
     predict,
-    read_split,
     resolve_precision,
-    token_limit,
 )
 from lorakit.model import Base
 from lorakit.objective import objective
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
+from lorakit.splits import SplitData, encode_for, read_split, token_limit
 
 PROBE_ROWS = 16
 """Real rows on which a merge compares logits."""

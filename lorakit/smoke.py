@@ -5,7 +5,6 @@ code paths stay.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lorakit.merge import merge
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.session import probe_inputs
-from lorakit.tasks.base import Split, Task
+from lorakit.tasks.base import Reading, Task
 from lorakit.tasks.made_up import text_rows
 from lorakit.tiny import make_tiny_base
 from lorakit.training.run import train
@@ -99,16 +98,15 @@ def made_up(task: Task) -> Task:
     def not_computed(self: Task) -> dict[str, str]:
         return type(task).not_computed(self) | left_out
 
-    def load(self: Task, split: str) -> Split:
-        rows: Sequence[Any] = self.sample(ROWS, seed=len(split))
-        return Split(rows)
+    def read(self: Task, split: str) -> Reading:
+        return Reading(iter(self.sample(ROWS, seed=len(split))))
 
     try:
         labels = task.labels
     except DataError:  # the classes would be found in a training file that is not here
         labels = ("no", "yes")
     return _replaced(
-        task, load=load, not_computed=not_computed, labels=property(lambda _: labels), missing=lambda _: None
+        task, read=read, not_computed=not_computed, labels=property(lambda _: labels), missing=lambda _: None
     )
 
 
@@ -125,14 +123,14 @@ def _started(small: Recipe, scratch: Path, progress: Progress) -> Recipe:
     """
     assert small.train.init_from is not None
 
-    def load(_: Task, split: str) -> Split:
-        return Split(text_rows(ROWS, len(split), range(3), pair=False))
+    def read(_: Task, split: str) -> Reading:
+        return Reading(iter(text_rows(ROWS, len(split), range(3), pair=False)))
 
     task = small.task
     if task.head != "generation":
         task = _replaced(
             task,
-            load=load,
+            read=read,
             kind=property(lambda _: "classification"),
             labels=property(lambda _: ("no", "maybe", "yes")),
             metrics=property(lambda _: ("accuracy",)),

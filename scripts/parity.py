@@ -28,7 +28,7 @@ from transformers import (
 from lorakit.checkpoint import head_of
 from lorakit.data.batches import Limit, micro_batches, step_rows
 from lorakit.data.collate import collate
-from lorakit.data.encode import IGNORE, Item
+from lorakit.data.items import IGNORE, Item
 from lorakit.evaluate import SplitData, read_split
 from lorakit.journal import read_history
 from lorakit.model import prepare

@@ -58,6 +58,7 @@ LAYERS = (
     "room",
     "records",
     "journal",
+    "splits",
     "evaluate",
     "ledger",
     "lengths",

@@ -20,13 +20,10 @@ from lorakit.data.slots import NO_SLOTS
 from lorakit.errors import DataError, LorakitError, RecipeError
 from lorakit.evaluate import (
     Part,
-    SplitData,
     Subject,
     evaluate,
     predict,
-    read_split,
     resolve_precision,
-    token_limit,
 )
 from lorakit.metrics import LACKING, TEXT_METRICS
 from lorakit.model import Base, Head, prepare
@@ -34,6 +31,7 @@ from lorakit.objective import objective
 from lorakit.progress import Plain, Silent
 from lorakit.recipe import Generate
 from lorakit.records import records, write_records
+from lorakit.splits import SplitData, read_split, token_limit
 from lorakit.tasks import E2E, Custom, Glue
 from lorakit.tasks.base import Task
 from lorakit.tiny import make_tiny_base

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorakit.data.collate import Batch, collate
-from lorakit.data.encode import IGNORE, Item
+from lorakit.data.items import IGNORE, Item
 from lorakit.objective import ClassLoss, NumberLoss, TokenLoss, objective, token_loss
 
 Tiny = Callable[[str], Path]

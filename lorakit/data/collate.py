@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorakit.data.encode import IGNORE, Item
+from lorakit.data.items import IGNORE, Item
 
 
 @dataclass(frozen=True)

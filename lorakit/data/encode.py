@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.data.items import IGNORE as IGNORE  # re-exported: who encodes needs what comes out
-from lorakit.data.items import Encoded as Encoded
-from lorakit.data.items import Ids as Ids
-from lorakit.data.items import Item as Item
+from lorakit.data.items import IGNORE, Encoded, Ids, Item
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, Row, TextRow
 from lorakit.data.slots import NO_SLOTS, Slots
 from lorakit.errors import DataError

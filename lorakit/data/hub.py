@@ -1,6 +1,7 @@
 """Data sets of the hub: one split as plain rows, with the commit that it was read from."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from lorakit.errors import DataError
 _SOURCE = re.compile(
     r"hub:(?P<repository>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^:@#\s]+))?(@(?P<revision>[^@#\s]+))?(#(?P<split>[^#\s]+))?"
 )
+_AT_ONCE = 1000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -39,11 +41,11 @@ class HubSplit:
     """Rows of the hub.
 
     Args:
-        rows: One mapping of columns to cells per row.
+        rows: One mapping of columns to cells per row; to be gone through once.
         revision: The commit that they are from.
     """
 
-    rows: list[dict[str, Any]]
+    rows: Iterable[dict[str, Any]]
     revision: str
 
 
@@ -89,7 +91,8 @@ def load_split(source: HubSource) -> HubSplit:
     except ValueError as error:
         there = ", ".join(builder.info.splits or ())
         raise DataError(f"{source}: there is no split `{source.split}`; splits there: {there}") from error
-    return HubSplit(dataset.to_list(), str(builder.hash))
+    parts = dataset.with_format("arrow").iter(_AT_ONCE)
+    return HubSplit((row for part in parts for row in part.to_pylist()), str(builder.hash))
 
 
 def _commit(source: HubSource) -> str | None:

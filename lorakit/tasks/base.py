@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
@@ -33,6 +33,21 @@ class Split:
 
     rows: Sequence[Row]
     dropped: dict[str, int] = field(default_factory=dict)
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A split that is being read, row by row.
+
+    Args:
+        rows: In the order of the file, up to `limit`; can be gone through once.
+        dropped: Why rows were left out → how many; complete when the rows are all read.
+        revision: The commit that rows from the hub are of; None for files.
+    """
+
+    rows: Iterator[Row]
+    dropped: Counter[str] = field(default_factory=Counter)
     revision: str | None = None
 
 
@@ -114,12 +129,21 @@ class Task(Section):
         return {}
 
     @abstractmethod
-    def load(self, split: str) -> Split:
-        """Read one split.
+    def read(self, split: str) -> Reading:
+        """Begin to read one split; what is wrong with a row is said when it comes.
 
         Raises:
             DataError: The file is missing, empty or malformed; names the file and the line.
         """
+
+    def load(self, split: str) -> Split:
+        """Read one split, all of it into memory.
+
+        Raises:
+            DataError: As `read`.
+        """
+        reading = self.read(split)
+        return Split(list(reading.rows), dict(reading.dropped), reading.revision)
 
     @abstractmethod
     def sample(self, count: int, seed: int) -> list[Row]:
@@ -181,7 +205,7 @@ class Task(Section):
         numbers = [float(value) for value in predictions]
         return Scores({name: LABEL_METRICS[name](labels, numbers) for name in names}, notes, len(numbers))
 
-    def gather(self, split: str, rows: Iterable[Row | Dropped], revision: str | None = None) -> Split:
+    def gather(self, split: str, rows: Iterable[Row | Dropped], revision: str | None = None) -> Reading:
         """Take rows up to `limit`, and count those left out on the way.
 
         Args:
@@ -189,22 +213,26 @@ class Task(Section):
             rows: Read lazily: nothing after the limit is looked at.
             revision: Of the hub, if they are from there.
 
-        Raises:
-            DataError: No row is left.
+        Returns:
+            A reading that ends with a DataError if no row is left.
         """
         most = {str(name): count for name, count in self.limit.items()}.get(split)
-        kept: list[Row] = []
         dropped: Counter[str] = Counter()
-        for row in rows:
-            if isinstance(row, str):
-                dropped[row] += 1
-            else:
-                kept.append(row)
-            if len(kept) == most:
-                break
-        if not kept:
-            raise DataError(f"{self.name}: no row of the split {split} is left; dropped: {dict(dropped)}")
-        return Split(kept, dict(dropped), revision)
+
+        def taken() -> Iterator[Row]:
+            count = 0
+            for row in rows:
+                if isinstance(row, str):
+                    dropped[row] += 1
+                    continue
+                count += 1
+                yield row
+                if count == most:
+                    return
+            if not count:
+                raise DataError(f"{self.name}: no row of the split {split} is left; dropped: {dict(dropped)}")
+
+        return Reading(taken(), dropped, revision)
 
     def require_split(self, split: str) -> None:
         """Refuse a split that this task does not have.

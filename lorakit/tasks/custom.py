@@ -20,7 +20,7 @@ from lorakit.data.hub import load_split, parse_source
 from lorakit.data.readers import READERS, Record, read_records, shown
 from lorakit.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from lorakit.errors import DataError
-from lorakit.tasks.base import Kind, Split, Task
+from lorakit.tasks.base import Kind, Reading, Task
 from lorakit.tasks.made_up import chat_rows, completion_rows, text_rows
 from lorakit.tasks.template import columns_of, render
 
@@ -161,8 +161,8 @@ class Custom(Task):
         there = {"train": self.train, "validation": self.validation or self.held_out, "test": self.test}
         return tuple(name for name, source in there.items() if source is not None)
 
-    def load(self, split: str) -> Split:
-        """Read one split.
+    def read(self, split: str) -> Reading:
+        """Begin to read one split.
 
         Raises:
             DataError: It has no source, or a row does not fit the kind; names the file and the line.

@@ -16,7 +16,7 @@ from lorakit.data.hub import HubSource, load_split
 from lorakit.data.readers import Record, read_csv, shown
 from lorakit.data.rows import CompletionRow, Row
 from lorakit.errors import DataError
-from lorakit.tasks.base import Split, TextTask, known_fields
+from lorakit.tasks.base import Reading, TextTask, known_fields
 
 DOWNLOAD = "https://github.com/tuetschek/e2e-dataset"
 HUB = ("tuetschek/e2e_nlg", "refs/convert/parquet")
@@ -67,8 +67,8 @@ class E2E(TextTask):
         """References, as the files have them."""
         return {"train": 42061, "validation": 4672, "test": 4693}
 
-    def load(self, split: str) -> Split:
-        """Read one split; rows of a test set without references have no target.
+    def read(self, split: str) -> Reading:
+        """Begin to read one split; rows of a test set without references have no target.
 
         Raises:
             DataError: A file is missing or malformed, or a meaning representation is; names the file and the line.

@@ -16,7 +16,7 @@ from lorakit.data.hub import HubSource, load_split
 from lorakit.data.readers import Record, read_lines, shown
 from lorakit.data.rows import Row, TextRow
 from lorakit.errors import DataError
-from lorakit.tasks.base import Dropped, Kind, Prediction, Split, Task, known_fields
+from lorakit.tasks.base import Dropped, Kind, Prediction, Reading, Task, known_fields
 from lorakit.tasks.glue_corpora import CORPORA, OFFICIAL_ROWS, Corpus
 from lorakit.tasks.glue_prompts import WORDINGS, Wording, check_template, check_words
 from lorakit.tasks.glue_submission import HEADER, TEST_SETS, file_of
@@ -128,8 +128,8 @@ class Glue(Task):
         mismatched = {"validation_mismatched": 9832, "test_mismatched": 9847} if self.subset == "mnli" else {}
         return dict(zip(("train", "validation", "test"), rows, strict=True)) | mismatched
 
-    def load(self, split: str) -> Split:
-        """Read one split; rows of test splits and of the diagnostic set have no label.
+    def read(self, split: str) -> Reading:
+        """Begin to read one split; rows of test splits and of the diagnostic set have no label.
 
         Raises:
             DataError: A file is missing, empty or malformed; names the file and the line.

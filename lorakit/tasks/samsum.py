@@ -18,7 +18,7 @@ from lorakit.data.readers import Record, read_json
 from lorakit.data.rows import CompletionRow, Row
 from lorakit.errors import DataError
 from lorakit.metrics.rouge import KINDS
-from lorakit.tasks.base import Dropped, Prediction, Scores, Split, TextTask, known_fields
+from lorakit.tasks.base import Dropped, Prediction, Reading, Scores, TextTask, known_fields
 from lorakit.tasks.template import columns_of, render
 
 DOWNLOAD = "https://arxiv.org/src/1911.12237v2/anc/corpus.7z"
@@ -62,8 +62,8 @@ class SAMSum(TextTask):
         """Dialogues, as the files have them; one of train is empty."""
         return {"train": 14732, "validation": 818, "test": 819}
 
-    def load(self, split: str) -> Split:
-        """Read one split.
+    def read(self, split: str) -> Reading:
+        """Begin to read one split.
 
         Empty dialogues are dropped from train; validation and test keep every row, since the metrics are over all.
 

@@ -14,7 +14,7 @@ from lorakit.data.hub import HubSource, load_split
 from lorakit.data.readers import Record, read_lines, shown
 from lorakit.data.rows import Row, TextRow
 from lorakit.errors import DataError
-from lorakit.tasks.base import Kind, Split, Task, known_fields
+from lorakit.tasks.base import Kind, Reading, Task, known_fields
 from lorakit.tasks.made_up import text_rows
 
 REPOSITORY = "uitnlp/vietnamese_students_feedback"
@@ -82,8 +82,8 @@ class Vsfc(Task):
         """Lines of the official files."""
         return {"train": 11426, "validation": 1583, "test": 3166}
 
-    def load(self, split: str) -> Split:
-        """Read one split.
+    def read(self, split: str) -> Reading:
+        """Begin to read one split.
 
         Raises:
             DataError: A file is missing or malformed, the files of a split differ in length, or the segmenter is not

@@ -18,7 +18,7 @@ from lorakit.data.readers import Record
 from lorakit.data.rows import CompletionRow, Row, per_row
 from lorakit.errors import DataError
 from lorakit.metrics.wikisql import Predicted, Query, Question, execution, logical_form
-from lorakit.tasks.base import Prediction, Scores, Split, TextTask, known_fields
+from lorakit.tasks.base import Prediction, Reading, Scores, TextTask, known_fields
 from lorakit.tasks.template import columns_of, render
 from lorakit.tasks.wikisql_files import header_of, parsed, read_questions
 from lorakit.tasks.wikisql_text import column_names
@@ -87,8 +87,8 @@ class WikiSQL(TextTask):
         """Questions of version 1.1."""
         return {"train": 56355, "validation": 8421, "test": 15878}
 
-    def load(self, split: str) -> Split:
-        """Read one split; every query is made sure to survive as SQL text.
+    def read(self, split: str) -> Reading:
+        """Begin to read one split; every query is made sure to survive as SQL text.
 
         Where validation and test have their database, it is made sure to run their queries too: now, and not when the
         first epoch has been trained.
@@ -101,10 +101,12 @@ class WikiSQL(TextTask):
             raise DataError(f"task.path: WikiSQL is not on the hub in its official format; download {DOWNLOAD}")
         read = self.gather(split, self._rows(Path(self.path), split))
         database = _file(Path(self.path), split, "db")
-        if split != "train" and database.is_file():
-            questions = [gold.question for gold in _golds(read.rows)]
-            execution(questions, ["not predicted yet"] * len(questions), database)
-        return read
+        if split == "train" or not database.is_file():
+            return read
+        rows = list(read.rows)
+        questions = [gold.question for gold in _golds(rows)]
+        execution(questions, ["not predicted yet"] * len(questions), database)
+        return Reading(iter(rows), read.dropped)
 
     def sample(self, count: int, seed: int) -> list[Row]:
         """Made-up tables, with questions that their columns answer."""

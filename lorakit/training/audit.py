@@ -5,14 +5,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lorakit.data.encode import IGNORE, Item, end_ids
+from lorakit.data.encode import end_ids
+from lorakit.data.items import IGNORE
 from lorakit.data.rows import ChatRow, ChoiceRow, Row, TextRow
 from lorakit.errors import CheckpointError, DataError, LorakitError
-from lorakit.evaluate import SplitData
+from lorakit.splits import SplitData
 from lorakit.surgery import canonical, trainable_parameters, whole
 
 STEPS = 5
@@ -35,14 +37,15 @@ def check_rows(data: SplitData, tokenizer: Any) -> None:
         DataError: Names the rows, counted from 1 as the task read them, and why.
     """
     problems = []
+    items, counted, first = data.encoded.items, data.encoded.summary, data.rows[0]
+    classed = isinstance(first, TextRow | ChoiceRow)
+    suspects = np.flatnonzero(counted.last == IGNORE if classed else counted.targets == 0)
     empty: dict[str, list[int]] = {}
-    for item, targets in zip(data.encoded.items, data.encoded.targets.tolist(), strict=True):
-        if why := _nothing_learned(data.rows[item.row], item, targets):
-            empty.setdefault(why, []).append(item.row)
+    for index, row in _rows_at([items[index].row for index in suspects], data.rows):
+        empty.setdefault(_nothing_learned(row), []).append(index)
     problems += [f"{data.name}: {named_rows(rows)}: nothing to learn: {why}" for why, rows in empty.items()]
-    if not isinstance(data.rows[0], TextRow) and not empty:
-        ends = set(end_ids(data.rows[0], tokenizer))
-        endless = [item.row for item in data.encoded.items if int(item.labels[-1]) not in ends]
+    if not isinstance(first, TextRow) and not empty:
+        endless = [items[i].row for i in np.flatnonzero(~np.isin(counted.last, end_ids(first, tokenizer)))]
         if endless:
             problems.append(
                 f"{data.name}: {named_rows(endless)}: the end of the text is not learned, so that the model would not "
@@ -52,12 +55,15 @@ def check_rows(data: SplitData, tokenizer: Any) -> None:
         raise DataError(*problems)
 
 
-def _nothing_learned(row: Row, item: Item, targets: int) -> str | None:
+def _rows_at(wanted: Collection[int], rows: Sequence[Row]) -> list[tuple[int, Row]]:
+    """(index, row) of some rows, in one pass: they may have to be read again."""
+    there = set(wanted)
+    return [(index, row) for index, row in enumerate(rows) if index in there] if there else []
+
+
+def _nothing_learned(row: Row) -> str:
     if isinstance(row, TextRow | ChoiceRow):
-        unlabelled = row.label is None or (item.labels.ndim == 0 and int(item.labels) == IGNORE)
-        return "it has no label" if unlabelled else None
-    if targets:
-        return None
+        return "it has no label"
     if isinstance(row, ChatRow) and not any(message["role"] == "assistant" for message in row.messages):
         return "the assistant says nothing in it"
     return "no token is left that the model would have to predict"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import Limit, StepRows, micro_batches
 from lorakit.data.collate import collate
-from lorakit.data.encode import Encoded
+from lorakit.data.items import Encoded
 from lorakit.errors import LorakitError
 from lorakit.objective import Objective
 from lorakit.runtime import derive

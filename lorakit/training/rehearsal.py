@@ -19,10 +19,11 @@ from lorakit.checkpoint import CHECKPOINTS
 from lorakit.data.batches import Limit, by_length
 from lorakit.data.collate import collate
 from lorakit.errors import LorakitError
-from lorakit.evaluate import BATCH, Part, SplitData, evaluate
+from lorakit.evaluate import BATCH, Part, evaluate
 from lorakit.lengths import cut_steps
 from lorakit.progress import Silent
 from lorakit.runtime import derive, disk_errors, size_text
+from lorakit.splits import SplitData
 from lorakit.surgery import trainable_parameters, trainable_state
 from lorakit.training.setup import Run
 from lorakit.training.state import REHEARSAL, newest_checkpoint, save_checkpoint

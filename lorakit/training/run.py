@@ -12,7 +12,7 @@ from torch import Tensor
 from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, read_adapter, save_adapter
 from lorakit.data.batches import Limit, step_rows, steps_per_epoch
 from lorakit.errors import LorakitError
-from lorakit.evaluate import Evaluation, Part, SplitData, evaluate
+from lorakit.evaluate import Evaluation, Part, evaluate
 from lorakit.lock import DirectoryLock
 from lorakit.meter import Meter
 from lorakit.methods.base import publish
@@ -20,6 +20,7 @@ from lorakit.progress import Bar, Progress
 from lorakit.recipe import Recipe
 from lorakit.records import write_records
 from lorakit.report import shown, write_report
+from lorakit.splits import SplitData
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
 from lorakit.training.audit import TOO_MANY_SKIPPED, Watch, check_written, named_rows
 from lorakit.training.begin import begin, check_same, own_directory, with_revision

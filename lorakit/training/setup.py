@@ -12,7 +12,7 @@ import torch
 from lorakit.checkpoint import ADAPTER, Provenance, head_of
 from lorakit.data.batches import Limit, steps_per_epoch
 from lorakit.errors import DataError, RecipeError
-from lorakit.evaluate import Evaluation, SplitData, Subject, read_split, resolve_precision
+from lorakit.evaluate import Evaluation, Subject, resolve_precision
 from lorakit.forecast import Predictor, batches_of
 from lorakit.head_bias import regression_bias, start_at_mean
 from lorakit.memory import checkpoint_gradients
@@ -23,6 +23,7 @@ from lorakit.objective import objective
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import peak_memory_bytes, versions
+from lorakit.splits import SplitData, read_split
 from lorakit.surgery import trainable_parameters
 from lorakit.training.audit import check_optimizer, check_rows
 from lorakit.training.history import History
@@ -156,7 +157,7 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     meter.mark()  # all that is imported is imported now
     _fetch_once(recipe, world)
     prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
-    data = read_split(recipe.task, "train", prepared, progress)
+    data = read_split(recipe.task, "train", prepared, progress, keep_rows=False)
     check_rows(data, prepared.tokenizer)
     if recipe.train.head_bias == "mean":
         start_at_mean(regression_bias(prepared.model, prepared.row, prepared.file_names), data.rows)

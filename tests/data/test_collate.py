@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lorakit.data.collate import collate
-from lorakit.data.encode import IGNORE, Item
+from lorakit.data.items import IGNORE, Item
 
 
 def item(ids: list[int], labels: object, types: list[int] | None = None) -> Item:

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lorakit.arch import ARCHITECTURES
-from lorakit.data.encode import IGNORE, choice_ids, cut_front, encode, end_ids, prompt_ids
+from lorakit.data.encode import choice_ids, cut_front, encode, end_ids, prompt_ids
+from lorakit.data.items import IGNORE
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, TextRow
 from lorakit.errors import DataError
 from lorakit.tiny import tiny_tokenizer

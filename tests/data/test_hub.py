@@ -19,7 +19,7 @@ from lorakit.errors import DataError
 for text in sys.argv[1:]:
     try:
         read = load_split(parse_source(text, "train"))
-        print(json.dumps({"rows": read.rows, "revision": read.revision}))
+        print(json.dumps({"rows": list(read.rows), "revision": read.revision}))
     except DataError as error:
         print(json.dumps({"error": str(error)}))
 """

@@ -17,7 +17,8 @@ from lorakit.arch import ARCHITECTURES
 from lorakit.checkpoint import head_of, open_run
 from lorakit.cli import main
 from lorakit.data.collate import collate
-from lorakit.data.encode import IGNORE, encode, with_prefix
+from lorakit.data.encode import encode, with_prefix
+from lorakit.data.items import IGNORE
 from lorakit.data.rows import ChoiceRow, CompletionRow, TextRow
 from lorakit.data.slots import PLACEHOLDER, Slots
 from lorakit.errors import DataError, MergeError, RecipeError

@@ -15,7 +15,7 @@ from lorakit.checkpoint import open_run
 from lorakit.data import hub
 from lorakit.data.rows import ChoiceRow
 from lorakit.errors import ModelError, RecipeError
-from lorakit.evaluate import SplitData, Subject, evaluate, read_split
+from lorakit.evaluate import Subject, evaluate
 from lorakit.export import export
 from lorakit.merge import merge
 from lorakit.model import Base, Head, prepare
@@ -24,6 +24,7 @@ from lorakit.predict import predict_input, predict_split
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, dump, load
 from lorakit.session import open_session, probe_batches
+from lorakit.splits import SplitData, read_split
 from lorakit.tasks import Glue, glue
 from lorakit.tasks.glue_corpora import CORPORA
 from lorakit.tasks.glue_prompts import WORDINGS, check_template, check_words

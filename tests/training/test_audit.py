@@ -14,11 +14,11 @@ from small_runs import history, report, run, same_result, small_recipe
 from torch import Tensor, nn
 
 from lorakit.data.batches import StepRows
-from lorakit.data.encode import IGNORE, Encoded, Item
+from lorakit.data.items import IGNORE, Encoded, Item
 from lorakit.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from lorakit.errors import CheckpointError, DataError, LorakitError, ModelError
-from lorakit.evaluate import SplitData
 from lorakit.progress import Silent
+from lorakit.splits import SplitData
 from lorakit.training import audit, loop
 from lorakit.training import run as run_module
 from lorakit.training.audit import STEPS, TOO_MANY_SKIPPED, Watch, check_optimizer, check_rows, check_written

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorakit.data.batches import Limit, epoch_order, micro_batches, step_rows, steps_per_epoch
 from lorakit.data.collate import collate
-from lorakit.data.encode import IGNORE, Encoded, Item
+from lorakit.data.items import IGNORE, Encoded, Item
 from lorakit.objective import TokenLoss
 from lorakit.schedule import Train
 from lorakit.training import loop

@@ -1,0 +1,183 @@
+"""A split's items in an Arrow file that is mapped into memory, so that a data set may be larger than the memory.
+
+An entry is a directory: `items.arrow`, in the order of the rows, in batches as they were encoded; and `about.json`,
+with the digest of that file and what was counted while it was written. It appears under its name only once it is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorakit.data.items import Encoded, Item, Summarised, Summary, Tally
+from lorakit.runtime import atomic_directory
+from lorakit.seal import sealed, unsealed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ITEMS = "items.arrow"
+ABOUT = "about.json"
+KEPT_DAYS = 30
+"""Entries that nobody has used for so long are removed when another is written."""
+
+
+class StoredItems(Summarised):
+    """The items of an Arrow file, each read when it is asked for.
+
+    Args:
+        batches: The file's.
+        largest: See `Summary`.
+        digest: See `Summary`.
+    """
+
+    def __init__(self, batches: Sequence["pa.RecordBatch"], largest: int, digest: str) -> None:
+        self._parts = [_Part(batch) for batch in batches]
+        self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
+        columns = [_joined(batches, name) for name in ("length", "targets", "last")]
+        self.summary = Summary(*columns, largest, digest)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # negative ones, and the IndexError that ends a loop
+        which = bisect_right(self._ends, index)
+        return self._parts[which].item(index - (self._ends[which - 1] if which else 0))
+
+
+class _Part:
+    """One batch, as arrays that lie in the mapped file; what is taken out is copied, since torch wants to write."""
+
+    def __init__(self, batch: "pa.RecordBatch") -> None:
+        self.rows = batch.column("row").to_numpy()
+        self._starts = batch.column("input_ids").offsets.to_numpy()
+        self._ids = batch.column("input_ids").values.to_numpy()
+        names = batch.schema.names
+        self._types = batch.column("token_type_ids").values.to_numpy() if "token_type_ids" in names else None
+        self._labels = batch.column("labels").values.to_numpy() if "labels" in names else None
+        self._values = None if self._labels is not None else batch.column("value").to_numpy()
+        self._whole = None if self._labels is not None else batch.column("whole").to_numpy(zero_copy_only=False)
+
+    def item(self, index: int) -> Item:
+        place = slice(self._starts[index], self._starts[index + 1])
+        types = None if self._types is None else self._types[place].astype(np.int32)
+        return Item(self._ids[place].copy(), self._of(index, place), types, int(self.rows[index]))
+
+    def _of(self, index: int, place: slice) -> NDArray[Any]:
+        if self._labels is not None:
+            return self._labels[place].astype(np.int64)
+        assert self._values is not None and self._whole is not None
+        value = float(self._values[index])
+        return np.asarray(int(value) if self._whole[index] else value)
+
+
+def _joined(batches: Sequence["pa.RecordBatch"], name: str) -> NDArray[np.int64]:
+    return np.concatenate([batch.column(name).to_numpy() for batch in batches])
+
+
+def write_entry(final: Path, chunks: Iterator[list[Item]], about: dict[str, Any]) -> None:
+    """Write items as they come.
+
+    Args:
+        final: The entry's directory, which must not be there.
+        chunks: The items; at least one, all of them with token types or none.
+        about: Written beside them; may still change while the chunks come.
+
+    Raises:
+        LorakitError: The disk is full or may not be written, or another process has made the entry meanwhile.
+    """
+    import pyarrow as pa
+
+    with atomic_directory(final) as beside:
+        tally, first = Tally(), next(chunks)
+        batch = _batch(first)
+        with pa.OSFile(str(beside / ITEMS), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+            tally.add(first)
+            for chunk in chunks:
+                writer.write_batch(_batch(chunk))
+                tally.add(chunk)
+        found = tally.summary()
+        counted = {"items": len(found.lengths), "largest": found.largest, "content": found.digest}
+        written = {**about, **counted, "file": _file_digest(beside / ITEMS)}
+        (beside / ABOUT).write_text(json.dumps(sealed(written), indent=1))
+
+
+def _batch(items: Sequence[Item]) -> "pa.RecordBatch":
+    import pyarrow as pa
+
+    lengths = np.array([len(item.input_ids) for item in items], dtype=np.int64)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+    def lists(rows: Iterable[NDArray[Any]], kind: "pa.DataType") -> "pa.Array":
+        return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(list(rows)), kind))
+
+    tally = Tally()
+    tally.add(items)
+    found = tally.summary()
+    columns = {
+        "row": pa.array([item.row for item in items], pa.int64()),
+        "length": pa.array(lengths),
+        "targets": pa.array(found.targets),
+        "last": pa.array(found.last),
+        "input_ids": lists((item.input_ids for item in items), pa.int32()),
+    }
+    if items[0].token_type_ids is not None:
+        types = (item.token_type_ids for item in items)
+        columns["token_type_ids"] = lists((one for one in types if one is not None), pa.int8())
+    if items[0].labels.ndim:
+        columns["labels"] = lists((item.labels for item in items), pa.int32())
+    else:
+        columns["value"] = pa.array([float(item.labels) for item in items], pa.float64())
+        columns["whole"] = pa.array([item.labels.dtype.kind == "i" for item in items], pa.bool_())
+    return pa.record_batch(columns)
+
+
+def read_entry(directory: Path) -> Encoded | None:
+    """A split that was written before; None if it is not there, or not as it was written."""
+    import pyarrow as pa
+
+    try:
+        about = unsealed(json.loads((directory / ABOUT).read_text()))
+        if _file_digest(directory / ITEMS) != about["file"]:
+            return None
+        reader = pa.ipc.open_file(pa.memory_map(str(directory / ITEMS)))
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        items = StoredItems(batches, about["largest"], about["content"])
+        os.utime(directory)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None
+    return Encoded(items, about["truncated"], about["dropped"])
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def remove_unused(directory: Path) -> None:
+    """Remove the entries of a cache that nobody has used for `KEPT_DAYS`; what has one open can go on reading it."""
+    oldest = time.time() - KEPT_DAYS * 24 * 3600
+    for entry in directory.iterdir() if directory.is_dir() else ():
+        try:
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry, ignore_errors=True)
+        except OSError:  # another process has removed it
+            continue
