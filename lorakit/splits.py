@@ -17,7 +17,7 @@ from typing import Any, Protocol, overload
 from lorakit.data.encode import Losses, encode, encode_chunks
 from lorakit.data.items import Encoded, Item
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Row, TextRow, has_target
-from lorakit.data.stored import read_entry, remove_unused, write_entry
+from lorakit.data.stored import one_at_a_time, read_entry, remove_unused, write_entry
 from lorakit.errors import DataError, LorakitError, ModelError, RecipeError
 from lorakit.model import Prepared
 from lorakit.progress import Progress
@@ -102,6 +102,8 @@ class Survey:
     """What reading a split to its end tells.
 
     Args:
+        task: Reads it.
+        split: Its name.
         count: Rows.
         size: Bytes of their text, about.
         digest: SHA-256 of the rows: of all of them that token ids depend on.
@@ -110,6 +112,8 @@ class Survey:
         revision: The commit of a hub data set.
     """
 
+    task: Task
+    split: str
     count: int
     size: int
     digest: str
@@ -137,7 +141,7 @@ def survey(task: Task, split: str, keep_rows: bool) -> Survey:
         rows.append(row)
         if size > IN_MEMORY and not keep_rows:
             del rows[1:]
-    return Survey(count, size, found.hexdigest(), rows, dict(reading.dropped), reading.revision)
+    return Survey(task, split, count, size, found.hexdigest(), rows, dict(reading.dropped), reading.revision)
 
 
 def row_bytes(row: Row) -> bytes:
@@ -235,53 +239,53 @@ def read_split(task: Task, split: str, prepared: Prepared, progress: Progress, k
 
     Raises:
         DataError: Its file is missing, empty or malformed, or no row is left.
-        ModelError: See `encode_for`.
+        ModelError: See `check_ids`.
     """
     read = survey(task, split, keep_rows)
     limit = token_limit(task, prepared)
     rows: Sequence[Row] = read.rows if len(read.rows) == read.count else Reread(task, split, read.count, read.rows[0])
-    encoded = None
-    if read.size > IN_MEMORY:
-        encoded = _from_cache(task, split, read, prepared, limit, progress)
+    encoded = _from_cache(read, prepared, limit, progress) if read.size > IN_MEMORY else None
     if encoded is None:
         with progress.bar(f"encode {split}", read.count) as bar:
-            encoded = encode_for(prepared, rows, limit, bar.advance)
+            encoded = encode(rows, prepared.tokenizer, limit, bar.advance, prepared.slots)
+    check_ids(encoded, prepared)
     return SplitData(split, rows, encoded, {**read.dropped, **encoded.dropped}, read.revision)
 
 
-def _from_cache(
-    task: Task, split: str, read: Survey, prepared: Prepared, limit: int, progress: Progress
-) -> Encoded | None:
+def _from_cache(read: Survey, prepared: Prepared, limit: int, progress: Progress) -> Encoded | None:
     """A large split's token ids, which are put into the cache if they are not there; None if it cannot be written."""
-    cache = cache_directory() / "tokens"
-    entry = cache / entry_key(read, prepared, limit)
-    if (found := read_entry(entry)) is not None:
-        progress.say(f"encode {split}: {read.count:,} rows, tokenised before: {entry}")
-        return check_ids(found, prepared)
+    entry = cache_directory() / "tokens" / entry_key(read, prepared, limit)
+    try:
+        with one_at_a_time(entry):
+            found = read_entry(entry)
+            if found is not None:
+                progress.say(f"encode {read.split}: {read.count:,} rows, tokenised before: {entry}")
+                return found
+            _tokenise(read, prepared, limit, progress, entry)
+            return read_entry(entry)
+    except DataError:
+        raise
+    except LorakitError as error:
+        if (found := read_entry(entry)) is None:  # else a process that had no lock has made it meanwhile
+            progress.say(f"warning: the token ids of {read.split} stay in memory: {error}")
+        return found
+
+
+def _tokenise(read: Survey, prepared: Prepared, limit: int, progress: Progress, entry: Path) -> None:
     shutil.rmtree(entry, ignore_errors=True)  # one that is damaged
     losses, about = Losses(), dict[str, Any]()
 
     def chunks(advance: Callable[[int], None]) -> Iterator[list[Item]]:
-        rows = _unchanged(task, split, read)
+        rows = _unchanged(read)
         yield from encode_chunks(rows, prepared.tokenizer, limit, prepared.slots, losses, advance)
         about.update(truncated=losses.truncated, dropped=losses.dropped)
 
-    try:
-        with progress.bar(f"encode {split}", read.count) as bar:
-            write_entry(entry, chunks(bar.advance), about)
-        remove_unused(cache)
-    except DataError:
-        raise
-    except LorakitError as error:  # unless another process has made the same entry meanwhile
-        found = read_entry(entry)
-        if found is None:
-            progress.say(f"warning: the token ids of {split} stay in memory: {error}")
-            return None
-    found = found or read_entry(entry)
-    return None if found is None else check_ids(found, prepared)
+    with progress.bar(f"encode {read.split}", read.count) as bar:
+        write_entry(entry, chunks(bar.advance), about)
+    remove_unused(entry.parent)
 
 
-def _unchanged(task: Task, split: str, read: Survey) -> Iterator[Row]:
+def _unchanged(read: Survey) -> Iterator[Row]:
     """The rows once more.
 
     Raises:
@@ -291,11 +295,11 @@ def _unchanged(task: Task, split: str, read: Survey) -> Iterator[Row]:
         yield from read.rows
         return
     found = hashlib.sha256()
-    for row in task.read(split).rows:
+    for row in read.task.read(read.split).rows:
         found.update(row_bytes(row))
         yield row
     if found.hexdigest() != read.digest:
-        raise DataError(f"task: the rows of {split} have changed while they were read; start again")
+        raise DataError(f"task: the rows of {read.split} have changed while they were read; start again")
 
 
 def encode_for(

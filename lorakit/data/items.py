@@ -129,11 +129,9 @@ class Tally:
 
     def summary(self) -> Summary:
         """Of all items so far."""
-        columns = [
-            np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-            for parts in (self._lengths, self._targets, self._last)
-        ]
-        return Summary(*columns, self._largest, self._digest.hexdigest())
+        none = [np.zeros(0, dtype=np.int64)]
+        lengths, targets, last = (np.concatenate(none + of) for of in (self._lengths, self._targets, self._last))
+        return Summary(lengths, targets, last, self._largest, self._digest.hexdigest())
 
 
 def _targets(labels: NDArray[Any]) -> int:

@@ -11,6 +11,7 @@ import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.data.items import Encoded, Item, Summarised, Summary, Tally
-from lorakit.runtime import atomic_directory
+from lorakit.runtime import atomic_directory, disk_errors, make_directory
 from lorakit.seal import sealed, unsealed
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class StoredItems(Summarised):
     def __init__(self, batches: Sequence["pa.RecordBatch"], largest: int, digest: str) -> None:
         self._parts = [_Part(batch) for batch in batches]
         self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
-        columns = [_joined(batches, name) for name in ("length", "targets", "last")]
-        self.summary = Summary(*columns, largest, digest)
+        lengths, targets, last = (_joined(batches, name) for name in ("length", "targets", "last"))
+        self.summary = Summary(lengths, targets, last, largest, digest)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -82,7 +83,7 @@ class _Part:
 
     def _of(self, index: int, place: slice) -> NDArray[Any]:
         if self._labels is not None:
-            return self._labels[place].astype(np.int64)
+            return np.asarray(self._labels[place], dtype=np.int64)
         assert self._values is not None and self._whole is not None
         value = float(self._values[index])
         return np.asarray(int(value) if self._whole[index] else value)
@@ -90,6 +91,29 @@ class _Part:
 
 def _joined(batches: Sequence["pa.RecordBatch"], name: str) -> NDArray[np.int64]:
     return np.concatenate([batch.column(name).to_numpy() for batch in batches])
+
+
+@contextmanager
+def one_at_a_time(entry: Path) -> Iterator[None]:
+    """Wait until no other process makes the same entry: it will be there then.
+
+    Raises:
+        LorakitError: The cache may not be written.
+    """
+    lock = entry.with_suffix(".lock")
+    with disk_errors(lock):
+        make_directory(lock.parent)
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        with suppress(ImportError, OSError):  # without locks all make it, and the first one's stays
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        os.close(handle)
 
 
 def write_entry(final: Path, chunks: Iterator[list[Item]], about: dict[str, Any]) -> None:

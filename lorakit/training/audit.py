@@ -39,13 +39,13 @@ def check_rows(data: SplitData, tokenizer: Any) -> None:
     problems = []
     items, counted, first = data.encoded.items, data.encoded.summary, data.rows[0]
     classed = isinstance(first, TextRow | ChoiceRow)
-    suspects = np.flatnonzero(counted.last == IGNORE if classed else counted.targets == 0)
+    suspects = np.flatnonzero(counted.last == IGNORE if classed else counted.targets == 0).tolist()
     empty: dict[str, list[int]] = {}
     for index, row in _rows_at([items[index].row for index in suspects], data.rows):
         empty.setdefault(_nothing_learned(row), []).append(index)
     problems += [f"{data.name}: {named_rows(rows)}: nothing to learn: {why}" for why, rows in empty.items()]
     if not isinstance(first, TextRow) and not empty:
-        endless = [items[i].row for i in np.flatnonzero(~np.isin(counted.last, end_ids(first, tokenizer)))]
+        endless = [items[i].row for i in np.flatnonzero(~np.isin(counted.last, end_ids(first, tokenizer))).tolist()]
         if endless:
             problems.append(
                 f"{data.name}: {named_rows(endless)}: the end of the text is not learned, so that the model would not "
