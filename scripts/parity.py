@@ -29,12 +29,12 @@ from lorakit.checkpoint import head_of
 from lorakit.data.batches import Limit, micro_batches, step_rows
 from lorakit.data.collate import collate
 from lorakit.data.items import IGNORE, Item
-from lorakit.evaluate import SplitData, read_split
 from lorakit.journal import read_history
 from lorakit.model import prepare
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, load
 from lorakit.report import table
+from lorakit.splits import SplitData, read_split
 from lorakit.training.optim import parameter_groups
 from lorakit.training.run import train
 

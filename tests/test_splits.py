@@ -9,19 +9,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from small_runs import files, history, run, same_result, small_recipe, write_rows
 
 from lorakit import splits
 from lorakit.arch import ARCHITECTURES
+from lorakit.data.items import IGNORE, Encoded, Item
 from lorakit.data.rows import ChatRow, ChoiceRow, CompletionRow, Message, Row, TextRow
 from lorakit.data.slots import NO_SLOTS, Slots
 from lorakit.data.stored import ITEMS
 from lorakit.errors import DataError, ModelError
 from lorakit.progress import Silent
-from lorakit.splits import Survey, entry_key, read_split, row_bytes
+from lorakit.splits import Reread, SplitData, Survey, entry_key, read_split, row_bytes
 from lorakit.tasks import Custom
 from lorakit.tiny import tiny_tokenizer
+from lorakit.training.audit import check_rows
 
 Tiny = Callable[[str], Path]
 
@@ -302,6 +305,7 @@ print(data.encoded.digest(), len(lines.said))
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_tokenises(tmp_path: Path, cache: Path) -> None:
     task(tmp_path, count=3000)
     here = [str(Path(__file__).parent)]
@@ -330,6 +334,7 @@ for name in ("warm", "small", "large"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="counts as Linux does")
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """Rows and token ids of the large file would be over 60 MB of Python objects."""
@@ -350,9 +355,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classification", "completion"])
-def test_a_run_is_the_same_whether_tokenised_now_or_before(
-    kind: str, tiny: Tiny, tmp_path: Path, cache: Path, monkeypatch
-):
+def test_a_run_is_the_same_from_the_cache(kind: str, tiny: Tiny, tmp_path: Path, cache: Path, monkeypatch):
     recipe = small_recipe(tmp_path, tiny("gpt2" if kind == "completion" else "bert"), kind)
     for name, size in (("plain", 10**9), ("first", 0), ("again", 0)):
         monkeypatch.setattr(splits, "IN_MEMORY", size)
@@ -372,11 +375,20 @@ def test_a_run_is_the_same_whether_tokenised_now_or_before(
     assert history(tmp_path / "plain", "log") == history(tmp_path / "again", "log")
 
 
-def test_audits_name_rows_that_are_read_again(tiny: Tiny, tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, tiny("gpt2"), "completion")
-    file = Path(recipe.task.model_dump()["train"])
-    lines = file.read_text().splitlines()
-    lines[4] = json.dumps({"prompt": "x", "target": None})
-    file.write_text("".join(line + "\n" for line in lines))
-    with pytest.raises(DataError, match="train.jsonl:5: `target` must be text"):
-        run(recipe, tmp_path / "out")
+def test_audits_name_rows_that_are_read_again(tmp_path: Path) -> None:
+    said: list[Message] = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+    turns = [{"role": one["role"], "content": one["content"]} for one in said]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps({"messages": turns[:count]}) + "\n" for count in (2, 2, 1, 2)))
+    own = Custom(kind="chat", train="none.jsonl", test=str(file))  # whose conversations may lack an answer
+    rows = Reread(own, "test", 4, ChatRow(tuple(said)))
+    silent = np.full(3, IGNORE)
+    items = [
+        Item(np.zeros(3, np.int32), silent if index in (1, 2) else np.arange(3), None, index) for index in range(4)
+    ]
+    with pytest.raises(DataError) as caught:
+        check_rows(SplitData("train", rows, Encoded(items)), None)
+    assert caught.value.problems == (
+        "train: row 2: nothing to learn: no token is left that the model would have to predict",
+        "train: row 3: nothing to learn: the assistant says nothing in it",
+    )

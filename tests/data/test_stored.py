@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def damage_about(entry: Path) -> None:
     (entry / ABOUT).write_text(json.dumps(about | {"truncated": about["truncated"] + 1}))
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "a flipped bit": damage_byte,
     "a missing end": damage_end,
     "another count": damage_about,
@@ -134,7 +134,7 @@ DAMAGES = {
     "no object": lambda entry: (entry / ABOUT).write_text("[]"),
     "no items": lambda entry: (entry / ITEMS).unlink(),
     "empty items": lambda entry: (entry / ITEMS).write_bytes(b""),
-    "nothing": lambda entry: shutil.rmtree(entry),
+    "nothing": shutil.rmtree,
 }
 
 
