@@ -1,6 +1,7 @@
 """A finished run, opened to be evaluated, to predict, to be merged or exported."""
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -116,8 +117,8 @@ def probe_batches(opened: Opened) -> list[dict[str, Tensor]]:
     """
     task, tokenizer = opened.recipe.task, opened.prepared.tokenizer
     split = next(name for name in task.splits if name.startswith("validation"))
-    rows, limit = task.load(split).rows[:PROBE_ROWS], token_limit(task, opened.prepared)
-    encoded = encode_for(opened.prepared, rows, limit)
+    rows = list(islice(task.read(split).rows, PROBE_ROWS))
+    encoded = encode_for(opened.prepared, rows, token_limit(task, opened.prepared))
     return probe_inputs(encoded, tokenizer.pad_token_id)
 
 

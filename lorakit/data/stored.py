@@ -185,9 +185,10 @@ def read_entry(directory: Path) -> Encoded | None:
         reader = pa.ipc.open_file(pa.memory_map(str(directory / ITEMS)))
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         items = StoredItems(batches, about["largest"], about["content"])
-        os.utime(directory)
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(directory)
     return Encoded(items, about["truncated"], about["dropped"])
 
 

@@ -178,6 +178,15 @@ def test_what_nobody_uses_is_removed(tmp_path: Path) -> None:
     remove_unused(tmp_path / "none")
 
 
+def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    write(tmp_path / "entry", completions())
+    monkeypatch.setattr(os, "utime", refuse)
+    assert read_entry(tmp_path / "entry") is not None
+
+
 def test_the_lock_is_removed(tmp_path: Path) -> None:
     with one_at_a_time(tmp_path / "cache" / "entry"):
         assert [path.name for path in (tmp_path / "cache").iterdir()] == ["entry.lock"]
