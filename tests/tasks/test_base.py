@@ -6,6 +6,7 @@ from lorakit.data.rows import CompletionRow, TextRow
 from lorakit.errors import DataError
 from lorakit.metrics import LACKING, TEXT_METRICS
 from lorakit.tasks import E2E, TASKS, Glue
+from lorakit.tasks.base import Split
 
 
 def test_table_names_are_the_classes_own() -> None:
@@ -31,12 +32,20 @@ def test_limit_is_of_its_split_alone() -> None:
     split = Glue(subset="cola", limit={"train": 1}).gather(
         "validation", iter([TextRow("a"), "x", TextRow("b"), "x"]), "f00"
     )
-    assert (len(split.rows), split.dropped, split.revision) == (2, {"x": 2}, "f00")
+    assert (len(list(split.rows)), split.dropped, split.revision) == (2, {"x": 2}, "f00")
 
 
 def test_no_row_left() -> None:
     with pytest.raises(DataError, match=r"no row of the split train is left; dropped: \{'broken': 1\}"):
-        Glue(subset="cola").gather("train", iter(["broken"]))
+        list(Glue(subset="cola").gather("train", iter(["broken"])).rows)
+
+
+def test_load_is_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Glue(subset="cola")
+    monkeypatch.setattr(
+        Glue, "read", lambda self, split: self.gather(split, iter([TextRow("a"), "x", TextRow("b")]), "f00")
+    )
+    assert task.load("train") == Split([TextRow("a"), TextRow("b")], {"x": 1}, "f00")
 
 
 def test_unknown_split() -> None:
