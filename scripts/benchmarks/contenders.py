@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from lorakit.evaluate import SplitData
+    from lorakit.splits import SplitData
 
 
 class Stop(Exception):
@@ -155,9 +155,9 @@ def _theirs(recipe: Recipe) -> "tuple[PeftModel, SplitData, Any]":
 
     from benchmarks.peft_side import copy_initial, peft_model
     from lorakit.checkpoint import head_of
-    from lorakit.evaluate import read_split
     from lorakit.model import prepare, torch_dtype
     from lorakit.progress import Silent
+    from lorakit.splits import read_split
 
     prepared = prepare(recipe.model, recipe.method, head_of(recipe), recipe.train.seed)
     data = read_split(recipe.task, "train", prepared, Silent())
