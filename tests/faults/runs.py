@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from faults.server import Ended, ForkServer, Job
-from small_runs import files, recipe_file, same_result
+from small_runs import files, recipe_file, run, same_result
+
+from lorakit.recipe import Recipe
+from lorakit.training import run as run_module
+from lorakit.training.loop import optimise
 
 METHODS: tuple[dict[str, Any], ...] = (
     {"dropout": 0.1},
@@ -93,6 +98,25 @@ def _names(folder: Path) -> set[str]:
 
 def _untimed(state: Path) -> dict[str, Any]:
     return {key: value for key, value in json.loads(state.read_text()).items() if key not in ("seconds", "digest")}
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+def died_after(last: int, recipe: Recipe, out: Path) -> None:
+    """Train in this process until a step is made, and no further: nothing is tidied up."""
+
+    def until(*args: Any) -> Any:
+        for step in optimise(*args):
+            yield step
+            if step.number == last:
+                raise Died
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "optimise", until)
+        with pytest.raises(Died):
+            run(recipe, out)
 
 
 def copied(source: Path, target: Path) -> Path:

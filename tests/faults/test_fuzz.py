@@ -14,7 +14,7 @@ import pytest
 import torch
 from faults.conftest import FUZZ
 from faults.mutate import mutated
-from faults.runs import copied
+from faults.runs import copied, died_after
 from small_runs import IN_CHECKPOINT, run, small_recipe
 
 from lorakit.checkpoint import open_run, read_adapter
@@ -22,7 +22,6 @@ from lorakit.errors import LorakitError
 from lorakit.progress import Silent
 from lorakit.recipe import Recipe, dump, load
 from lorakit.report.write import write_pages
-from lorakit.training import run as run_module
 from lorakit.training.run import train
 from lorakit.training.state import newest_checkpoint
 
@@ -31,10 +30,6 @@ PARTS = 8
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 WHOLE_RUNS = 10
 """Of so many mutated files of a run, one is given to a whole command, which takes longer."""
-
-
-class Died(BaseException):
-    """The process is gone."""
 
 
 def share(part: int) -> range:
@@ -100,18 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Recipe, 
     recipe = small_recipe(folder, tiny("bert"), **sections)
     run(recipe, folder / "whole")
 
-    def until(*args: Any) -> Any:
-        from lorakit.training.loop import optimise
-
-        for step in optimise(*args):
-            yield step
-            if step.number == 5:
-                raise Died
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "optimise", until)
-        with pytest.raises(Died):
-            run(recipe, folder / "died")
+    died_after(5, recipe, folder / "died")
     return recipe, folder / "whole", folder / "died"
 
 

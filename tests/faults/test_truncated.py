@@ -8,21 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.runs import copied
+from faults.runs import copied, died_after
 from small_runs import IN_CHECKPOINT, files, run, same_result, small_recipe
 
 from lorakit.errors import CheckpointError, LorakitError
 from lorakit.progress import Plain
 from lorakit.recipe import Recipe
-from lorakit.training import run as run_module
 from lorakit.training.run import train
 from lorakit.training.state import newest_checkpoint
 
 Tiny = Callable[[str], Path]
-
-
-class Died(BaseException):
-    """The process is gone."""
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +27,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Recipe, 
     sections: dict[str, Any] = {"method": {"dropout": 0.1}, "train": {"eval_every": 3, "save_every": 2}}
     recipe = small_recipe(folder, tiny("bert"), **sections)
     run(recipe, folder / "whole")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "optimise", lambda *args: _until(5, *args))
-        with pytest.raises(Died):
-            run(recipe, folder / "died")
+    died_after(5, recipe, folder / "died")
     assert {path.name for path in (folder / "died/checkpoints").iterdir()} == {"step-3", "step-4"}
     return recipe, folder / "whole", folder / "died"
-
-
-def _until(last: int, *args: Any) -> Any:
-    from lorakit.training.loop import optimise
-
-    for step in optimise(*args):
-        yield step
-        if step.number == last:
-            raise Died
 
 
 @pytest.mark.parametrize("name", IN_CHECKPOINT)
@@ -136,9 +119,6 @@ def test_where_the_last_one_is_published_no_earlier_one_is_needed(tmp_path: Path
         tmp_path, tiny("bert"), train={"eval_every": 2, "save_every": 3, "epochs": 2, "select": "last"}
     )
     run(recipe, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "optimise", lambda *args: _until(4, *args))
-        with pytest.raises(Died):
-            run(recipe, tmp_path / "run")
+    died_after(4, recipe, tmp_path / "run")
     run(recipe, tmp_path / "run", resume=True)
     same_result(tmp_path / "whole", tmp_path / "run")
