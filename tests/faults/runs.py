@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from faults.server import Ended, ForkServer, Job
-from small_runs import files, recipe_file, run, same_result
+from small_runs import files, recipe_file, run, same_result, small_recipe
 
 from lorakit.recipe import Recipe
 from lorakit.training import run as run_module
@@ -117,6 +117,16 @@ def died_after(last: int, recipe: Recipe, out: Path) -> None:
         patched.setattr(run_module, "optimise", until)
         with pytest.raises(Died):
             run(recipe, out)
+
+
+def whole_and_died(folder: Path, base: Path) -> tuple[Recipe, Path, Path]:
+    """A recipe, its whole run, and one that died with the checkpoints of steps 3 (the best) and 4."""
+    sections: dict[str, Any] = {"method": {"dropout": 0.1}, "train": {"eval_every": 3, "save_every": 2}}
+    recipe = small_recipe(folder, base, **sections)
+    run(recipe, folder / "whole")
+    died_after(5, recipe, folder / "died")
+    assert {path.name for path in (folder / "died/checkpoints").iterdir()} == {"step-3", "step-4"}
+    return recipe, folder / "whole", folder / "died"
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -8,14 +8,13 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from faults.conftest import FUZZ
 from faults.mutate import mutated
-from faults.runs import copied, died_after
-from small_runs import IN_CHECKPOINT, run, small_recipe
+from faults.runs import copied, whole_and_died
+from small_runs import IN_CHECKPOINT
 
 from lorakit.checkpoint import open_run, read_adapter
 from lorakit.errors import LorakitError
@@ -89,14 +88,8 @@ def test_mutated_overrides(part: int) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Recipe, Path, Path]:
-    """A recipe, its whole run, and one that died with the checkpoints of steps 3 and 4."""
-    folder = tmp_path_factory.mktemp("runs")
-    sections: dict[str, Any] = {"method": {"dropout": 0.1}, "train": {"eval_every": 3, "save_every": 2}}
-    recipe = small_recipe(folder, tiny("bert"), **sections)
-    run(recipe, folder / "whole")
-
-    died_after(5, recipe, folder / "died")
-    return recipe, folder / "whole", folder / "died"
+    """See `whole_and_died`."""
+    return whole_and_died(tmp_path_factory.mktemp("runs"), tiny("bert"))
 
 
 @pytest.mark.parametrize("part", range(PARTS))

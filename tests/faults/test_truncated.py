@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.runs import copied, died_after
+from faults.runs import copied, died_after, whole_and_died
 from small_runs import IN_CHECKPOINT, files, run, same_result, small_recipe
 
 from lorakit.errors import CheckpointError, LorakitError
@@ -22,14 +22,8 @@ Tiny = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Recipe, Path, Path]:
-    """A recipe, its whole run, and one that died with the checkpoints of steps 3 (the best) and 4."""
-    folder = tmp_path_factory.mktemp("runs")
-    sections: dict[str, Any] = {"method": {"dropout": 0.1}, "train": {"eval_every": 3, "save_every": 2}}
-    recipe = small_recipe(folder, tiny("bert"), **sections)
-    run(recipe, folder / "whole")
-    died_after(5, recipe, folder / "died")
-    assert {path.name for path in (folder / "died/checkpoints").iterdir()} == {"step-3", "step-4"}
-    return recipe, folder / "whole", folder / "died"
+    """See `whole_and_died`."""
+    return whole_and_died(tmp_path_factory.mktemp("runs"), tiny("bert"))
 
 
 @pytest.mark.parametrize("name", IN_CHECKPOINT)
