@@ -118,8 +118,6 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         ModelError: The base is missing or does not fit the task.
         RecipeError: A target or an option does not fit the model.
     """
-    from lorakit.attention import install
-
     located = base.locate()
     entries = model_entries(located.directory)
     config = load_config(base, located, head)
@@ -138,7 +136,6 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         file_names = _file_names(model, entries)
         _check_new(model, located, head, new)
     unknown = _absent(model, file_names) - new
-    install(model)
     coverage = attach(model, row, methods, head, new, seed)
     _check_names(model, located, unknown)
     return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names)
@@ -147,7 +144,7 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
 def attach(
     model: "nn.Module", row: Architecture, methods: "Sequence[Method]", head: Head, new: Collection[str], seed: int
 ) -> "list[Coverage]":
-    """Freeze a model, release and initialise the task's head, and apply the methods; leaves it in eval mode.
+    """Freeze a model, release the task's head, apply the methods, and make it fast; leaves it in eval mode.
 
     Args:
         model: With the base's weights, or on the meta device.
@@ -160,6 +157,8 @@ def attach(
     Raises:
         RecipeError: A target or an option does not fit the model.
     """
+    from lorakit.fast import make_fast
+    from lorakit.methods.base import slots_of
     from lorakit.surgery import even_norms, freeze
 
     freeze(model)
@@ -167,6 +166,7 @@ def attach(
         _prepare_head(model, row, new, seed)
     coverage = [method.apply(model, row, seed) for method in methods]
     even_norms(model)
+    make_fast(model, row, packed=not slots_of(methods).count)
     model.eval()
     return coverage
 

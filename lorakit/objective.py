@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lorakit.tasks.base import Kind
 
 
-CPU_BLOCK, BLOCK = 2**22, 2**26
-"""Logits that stand in float32 at a time, 16 MiB and 256 MiB: on a GPU each block costs a few launches."""
+CPU_BLOCK, BLOCK = 2**20, 2**26
+"""Logits that stand in float32 at a time, 4 MiB and 256 MiB: on a GPU each block costs a few launches."""
 
 
 class Objective(ABC):
@@ -78,8 +78,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         rows = max(1, (BLOCK if logits.is_cuda else CPU_BLOCK) // logits.shape[-1])
+        room = logits.new_empty(min(rows, len(logits)), logits.shape[-1], dtype=wide)
         for start in range(0, len(logits), rows):
-            block, own = logits[start : start + rows].to(wide, copy=True), labels[start : start + rows, None]
+            own = labels[start : start + rows, None]
+            block = room[: len(own)].copy_(logits[start : start + rows])
             norm = block.logsumexp(-1, keepdim=True)
             said = (1 - smoothing) * block.gather(-1, own)
             if smoothing:

@@ -153,7 +153,7 @@ def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
     build = partial(build_optimizer, recipe.train)
     simulation = Simulation(made.model, recipe, precision, build, machine.on_cuda)
     row = _longest_row(recipe, train, width)
-    limit, largest = first_limit(recipe, not machine.on_cuda), None
+    limit, largest = first_limit(recipe, made.model, not machine.on_cuda), None
     if machine.capacity is not None:
         need = need_of_rows(simulation, row)
         limit, largest = _settled(recipe, limit, need, machine.capacity), rows_that_fit(need, machine.capacity)

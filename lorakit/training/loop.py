@@ -187,7 +187,8 @@ def _accumulate(trainee: Trainee, data: Encoded, plan: list[list[int]], count: i
         try:
             with nullcontext() if last else accelerator.no_sync(trainee.model):
                 batch = collate([data.items[i] for i in group or [stand_in]], trainee.pad_id).to(accelerator.device)
-                loss, _ = trainee.objective(trainee.model, batch)
+                with accelerator.autocast():
+                    loss, _ = trainee.objective(trainee.model, batch)
                 # DDP and FSDP average over devices, hence the factor; an empty micro-batch adds nothing.
                 accelerator.backward(loss * (world / count if group else 0.0))
             total += loss.detach() if group else 0.0

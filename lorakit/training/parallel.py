@@ -57,7 +57,7 @@ def _blocks(model: nn.Module, row: Architecture) -> list[nn.Module]:
 
 
 def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, sharded: bool) -> tuple[Any, Any]:
-    """Model and optimiser with autocast, and with the exchange of gradients where every process has a copy.
+    """Model and optimiser, with the exchange of gradients where every process has a copy.
 
     Args:
         accelerator: Accelerate's.
@@ -67,8 +67,14 @@ def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, s
     """
     if sharded:
         wrapped = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
-        return wrapped, accelerator.prepare_optimizer(optimizer)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+        optimizer = accelerator.prepare_optimizer(optimizer)
+    else:
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+    # Off comes the wrapper that makes all outputs float32: of logits over a vocabulary a copy twice as large, and one
+    # of their gradient, a tenth of an e2e step. Who calls the model sets the autocast, and widens what must be wide.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    if sharded:
+        return wrapped, optimizer
     if accelerator.num_processes > 2 and accelerator.device.type == "cpu":
         wrapped.register_comm_hook(None, _mean_in_order)
     return wrapped, optimizer

@@ -102,7 +102,8 @@ def _pass(run: Run, rows: list[int], accumulating: bool) -> None:
     model = trainee.model if run.world.sharded else run.prepared.model
     model.train()
     batch = collate([data.items[row] for row in rows], trainee.pad_id).to(device)
-    loss, _ = trainee.objective(model, batch)
+    with trainee.accelerator.autocast():
+        loss, _ = trainee.objective(model, batch)
     trainee.accelerator.backward(loss / int(data.targets[rows].sum()))
     del later
     if not torch.isfinite(loss):
@@ -113,7 +114,7 @@ def _pass(run: Run, rows: list[int], accumulating: bool) -> None:
 
 
 def _evaluate(run: Run, tokens: int) -> None:
-    on_cpu, settings = run.world.device.type == "cpu", run.recipe.generate
+    on_cpu, settings = run.on_cpu, run.recipe.generate
     data = max(run.validation, key=lambda split: int(split.encoded.lengths.max()))
     rows = by_length(data.encoded.lengths, BATCH)[0]
     if on_cpu:

@@ -20,6 +20,7 @@ from lorakit.meter import Meter
 from lorakit.model import Prepared, prepare
 from lorakit.modules import parameter_groups
 from lorakit.objective import objective
+from lorakit.packing import packs
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import peak_memory_bytes, versions
@@ -81,6 +82,11 @@ class Run:
     def world(self) -> World:
         """The processes that work on it."""
         return self.subject.world
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether there is no GPU."""
+        return self.world.device.type == "cpu"
 
     @property
     def main(self) -> bool:
@@ -234,18 +240,21 @@ def _trainee(recipe: Recipe, prepared: Prepared, accelerator: Any, world: World)
         loss,
         list(names_of.values()),
         prepared.tokenizer.pad_token_id,
-        first_limit(recipe, world.device.type == "cpu", world.size),
+        first_limit(recipe, model, world.device.type == "cpu", world.size),
         world,
     )
 
 
-def first_limit(recipe: Recipe, on_cpu: bool, devices: int = 1) -> Limit:
-    """Rows or tokens of a micro-batch; on a GPU `auto` starts with the device's whole share of the step."""
+def first_limit(recipe: Recipe, model: Any, on_cpu: bool, devices: int = 1) -> Limit:
+    """Rows or tokens of a micro-batch; on a GPU `auto` starts with the device's whole share of the step.
+
+    Where blocks compute no padding (`packing`), nothing is gained by parting long rows from short ones.
+    """
     size = recipe.train.micro_batch_size
     if size != "auto":
         return Limit(rows=size)
     return (
-        Limit(tokens=CPU_TOKENS, overhead=CPU_OVERHEAD)
+        Limit(tokens=CPU_TOKENS, overhead=None if packs(model) else CPU_OVERHEAD)
         if on_cpu
         else Limit(rows=-(-recipe.train.batch_size // devices))
     )
@@ -275,7 +284,7 @@ def plan_of(run: Run) -> dict[str, Any]:
 
 def _cuts(run: Run) -> list[str]:
     """What had to be cut because memory ran out."""
-    limit, first = run.trainee.limit, first_limit(run.recipe, run.world.device.type == "cpu", run.world.size)
+    limit, first = run.trainee.limit, first_limit(run.recipe, run.prepared.model, run.on_cpu, run.world.size)
     halved = limit.rows is not None and limit.rows < (first.rows or sys.maxsize)
     training = [f"training: memory ran out; micro-batches have {limit.rows} rows"] if halved else []
     return [*training, *run.subject.room.notes()]

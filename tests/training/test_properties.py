@@ -1,5 +1,6 @@
 """What holds for any rows, any limit and any number of devices: order, micro-batches, and what a step's gradient is."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,9 @@ class Alone:
 
     def no_sync(self, model: Any) -> Any:
         return torch.enable_grad()
+
+    def autocast(self) -> Any:
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

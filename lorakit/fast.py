@@ -1,0 +1,23 @@
+"""What makes a model faster without changing what it computes: attention, norms, packing."""
+
+from typing import Any
+
+from lorakit.arch import Architecture
+from lorakit.attention import install
+from lorakit.norms import lighten
+from lorakit.packing import pack
+from lorakit.targets import blocks
+
+
+def make_fast(model: Any, row: Architecture, packed: bool) -> None:
+    """Install all of it.
+
+    Args:
+        model: Loaded, or a skeleton, with its methods applied.
+        row: Its architecture; of one that is not known nobody can say what its blocks are, so they are not packed.
+        packed: Whether blocks may be given rows without padding: not where a method counts places in padded rows.
+    """
+    install(model)
+    lighten(model)
+    if row.blocks and packed:
+        pack(model, list(blocks(model, row).values()))

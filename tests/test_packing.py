@@ -1,0 +1,137 @@
+"""Packed blocks against padded ones, on every architecture."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from bare_models import bare_model
+from test_attention import EXPERTS, OWN, padded
+from torch import Tensor
+
+from lorakit.arch import ARCHITECTURES
+from lorakit.attention import install
+from lorakit.memory import checkpoint_gradients
+from lorakit.methods.lora import LoRA
+from lorakit.methods.prefix_kv import PrefixKV
+from lorakit.model import Head, attach
+from lorakit.packing import Packing, pack, packs
+from lorakit.targets import blocks
+
+TYPES = sorted(set(ARCHITECTURES) - OWN)
+
+
+def models(model_type: str) -> tuple[Any, Any]:
+    """The same model, padded and packed; in float64, but for experts, whose kernels do not know it."""
+    row = ARCHITECTURES[model_type]
+    plain = bare_model(model_type, "generation" if row.decoder else "classification")
+    plain = plain if model_type in EXPERTS else plain.double()
+    own = copy.deepcopy(plain)
+    install(own)
+    pack(own, list(blocks(own, row).values()))
+    return plain, own
+
+
+def found(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The logits of real tokens, and the gradient of the embeddings' output."""
+    caught: list[Tensor] = []
+
+    def catch(_module: object, _given: object, out: Tensor) -> None:
+        caught.append(out.requires_grad_())
+
+    handle = model.get_input_embeddings().register_forward_hook(catch)
+    logits = model(**inputs).logits
+    kept = logits if logits.ndim == 2 else logits[inputs["attention_mask"] == 1]
+    kept.square().sum().backward()
+    handle.remove()
+    assert caught[0].grad is not None
+    return kept.detach(), caught[0].grad
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what is packed."""
+    shapes: list[tuple[int, ...]] = []
+    plain = Packing.pack
+
+    def spy(self: Packing, given: Tensor) -> Tensor:
+        shapes.append(tuple(given.shape))
+        return plain(self, given)
+
+    monkeypatch.setattr(Packing, "pack", spy)
+    return shapes
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_models_find_the_same(monkeypatch: pytest.MonkeyPatch, model_type: str, checkpointing: bool) -> None:
+    shapes = watched(monkeypatch)
+    plain, own = models(model_type)
+    inputs = padded(ARCHITECTURES[model_type].decoder)
+    if checkpointing:
+        for model in (plain, own):
+            model.train()
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+                elif isinstance(getattr(module, "dropout", None), float):  # OPT's is no module
+                    module.dropout = 0.0
+            checkpoint_gradients(model)
+    loose = {"rtol": 1e-3, "atol": 1e-4} if model_type in EXPERTS else {"rtol": 1e-9, "atol": 1e-10}
+    for mine, theirs in zip(found(own, inputs), found(plain, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, **loose)
+    assert shapes
+
+
+def test_blocks_see_the_real_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 of 27 tokens; then 15 of 18, and zeros up to a multiple of eight."""
+    _, own = models("llama")
+    seen: list[tuple[int, ...]] = []
+    block = next(iter(blocks(own, ARCHITECTURES["llama"]).values()))
+    block.mlp.register_forward_pre_hook(lambda _module, args: seen.append(tuple(args[0].shape)))
+    inputs = padded(decoder=True)
+    own(**inputs)
+    inputs["attention_mask"][2:] = 0
+    inputs["attention_mask"][1, 5] = 1
+    own(**{name: one[:2] if isinstance(one, Tensor) else one for name, one in inputs.items()})
+    assert [shape[:2] for shape in seen] == [(1, 16), (1, 16)]
+
+
+@pytest.mark.parametrize("case", ["no padding", "no mask", "cache", "nothing real"])
+def test_what_is_not_packed(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    shapes = watched(monkeypatch)
+    _, own = models("llama")
+    inputs = padded(decoder=True)
+    own(**inputs)  # so that what an earlier batch left would be seen
+    shapes.clear()
+    if case == "no mask":
+        del inputs["attention_mask"]
+    elif case == "cache":
+        inputs["use_cache"] = True  # type: ignore[assignment]
+    else:
+        inputs["attention_mask"].fill_(case == "no padding")
+    own(**inputs)
+    assert not shapes
+
+
+@pytest.mark.parametrize("model_type", sorted(OWN & set(ARCHITECTURES)))
+def test_an_attention_of_its_own_is_not_packed(model_type: str) -> None:
+    _, own = models(model_type)
+    assert not packs(own)
+
+
+def test_a_prefix_is_not_packed() -> None:
+    """Its vectors have places in padded rows."""
+    kept = {}
+    for name, method in (("lora", LoRA(name="lora", targets=["q"])), ("prefix", PrefixKV(name="prefix_kv", prefix=2))):
+        model = bare_model("llama", "generation")
+        attach(model, ARCHITECTURES["llama"], [method], Head("generation"), set(), seed=0)
+        kept[name] = packs(model)
+    assert kept == {"lora": True, "prefix": False}
+
+
+def test_generation_of_a_packed_model() -> None:
+    """Prompts padded on the left: with a cache nothing is packed, and the texts are the plain model's."""
+    plain, own = models("llama")
+    inputs = {name: one.flip(1) for name, one in padded(decoder=True).items() if isinstance(one, Tensor)}
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": 2}
+    assert torch.equal(own.generate(**inputs, **options), plain.generate(**inputs, **options))
