@@ -154,12 +154,14 @@ class Opened:
         recipe: Resolved.
         prepared: The model with the adapter in it.
         state: The adapter.
+        checkpoint: "step-N", or None for the published adapter.
     """
 
     directory: Path
     recipe: Recipe
     prepared: Prepared
     state: dict[str, Tensor]
+    checkpoint: str | None = None
 
 
 def adapter_file(run: Path, checkpoint: str | None = None) -> Path:
@@ -228,4 +230,4 @@ def open_run(
             f"{file}: was trained on another base: {provenance.base}"
             f"{' at ' + provenance.revision if provenance.revision else ''}; {recipe.model.base} has other weights here"
         )
-    return Opened(run, recipe, prepared, state)
+    return Opened(run, recipe, prepared, state, checkpoint)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.checkpoint import Opened
+from lorakit.checkpoint import Opened, head_of
 from lorakit.methods.base import Method
 from lorakit.model import Base, Head, prepare
+from lorakit.recipe import Recipe
+from lorakit.schedule import Train
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
+from lorakit.tasks.custom import Custom
 from lorakit.tiny import make_tiny_base
 
 ARCHITECTURES = ("bert", "roberta", "gpt2", "llama")
@@ -50,16 +52,21 @@ def open_adapted(
     if skeleton:
         live = prepare(section, methods, head, seed=0, skeleton=True)
         load_trainable(live.model, state, "test")
-    recipe = SimpleNamespace(
-        model=section, task=SimpleNamespace(kind=kind, head=kind, labels=head.labels), train=SimpleNamespace(seed=0)
-    )
-    return Opened(Path("run"), cast(Any, recipe), live, state)
+    return Opened(base.parent / "run", _recipe(section, methods, kind, head.labels), live, state)
+
+
+def _recipe(section: Base, methods: Sequence[Method], kind: str, labels: Sequence[str]) -> Recipe:
+    """Of a run that is not there; unchecked, since some tests put methods together that a recipe may not."""
+    data = {"kind": "completion" if kind == "generation" else kind, "train": "/data/train.jsonl"}
+    task = Custom.model_validate(data | ({"labels": list(labels)} if labels else {}))
+    train = Train(steps=1, batch_size=1, lr=1e-3)
+    return Recipe.model_construct(name="test", model=section, method=list(methods), task=task, train=train)
 
 
 def live_model(opened: Opened) -> nn.Module:
     """The adapted model, with its weights."""
     recipe = opened.recipe
-    live = prepare(recipe.model, opened.prepared.methods, Head(recipe.task.kind, recipe.task.labels), seed=0)
+    live = prepare(recipe.model, opened.prepared.methods, head_of(recipe), seed=0)
     load_trainable(live.model, opened.state, "test")
     model: nn.Module = live.model
     return model

@@ -46,16 +46,22 @@ def merge(
 @app.command()
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option(help="The format: peft.")],
+    to: Annotated[str, typer.Option(help="The format: peft, portable (PEFT, vLLM and llama.cpp), gguf (llama.cpp).")],
     out: Annotated[Path, typer.Option(help="The directory to make.")],
     checkpoint: Checkpoint = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut every update to this rank first; what that loses is reported.")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="For the model card: a licence's name on the hub, such as apache-2.0.")
+    ] = None,
 ) -> None:
     """The adapter in another tool's format, loaded back and compared before it is called done."""
     from lorakit.checkpoint import open_run
     from lorakit.export import export as write_export
 
     opened = open_run(run, checkpoint, skeleton=True)
-    report = write_export(opened, to, out)
+    report = write_export(opened, to, out, rank, license)
     print_table(["exported", str(out)], report.rows())
 
 

@@ -1,25 +1,38 @@
 """The export formats: one file each, one line here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.errors import RecipeError
 from lorakit.export.base import Exporter, ExportReport, write_export
+from lorakit.export.gguf import Gguf
 from lorakit.export.peft import Peft
+from lorakit.export.portable import Portable
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened
 
-EXPORTERS: dict[str, type[Exporter]] = {"peft": Peft}
+EXPORTERS: dict[str, type[Exporter]] = {"peft": Peft, "portable": Portable, "gguf": Gguf}
 
 
-def export(opened: "Opened", to: str, out: Path) -> ExportReport:
+def export(
+    opened: "Opened",
+    to: str,
+    out: Path,
+    rank: int | None = None,
+    license: str | None = None,
+    notes: Sequence[str] = (),
+) -> ExportReport:
     """Write an adapter in another tool's format, and prove it by reading it back.
 
     Args:
         opened: A run; its frozen part may be a skeleton.
         to: The format's name.
         out: The directory to make; it may exist if it is empty.
+        rank: Cut every module's ΔW to this rank first; the opened model changes.
+        license: For the model card: the hub's name of a licence.
+        notes: Sentences for the model card.
 
     Raises:
         RecipeError: There is no such format.
@@ -28,4 +41,4 @@ def export(opened: "Opened", to: str, out: Path) -> ExportReport:
     """
     if to not in EXPORTERS:
         raise RecipeError(f"--to {to}: no such format; there are: {', '.join(EXPORTERS)}")
-    return write_export(opened, EXPORTERS[to](name=to), out)
+    return write_export(opened, EXPORTERS[to](name=to), out, rank, license, notes)

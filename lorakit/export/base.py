@@ -1,16 +1,18 @@
 """What an export format is: it writes an adapter as another tool reads it, and reads that back for the proof."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lorakit.errors import MergeError
+from lorakit.export.card import CARD, Facts, card
+from lorakit.export.truncate import Truncation, truncate
 from lorakit.merge import check_place
 from lorakit.merge_plan import adapted_layers, stored_weight
 from lorakit.methods.base import Adapted, Edit, Stored
@@ -42,6 +44,16 @@ class Exporter(Section):
     """An export format, with its options."""
 
     name: str
+    library: ClassVar[str | None] = None
+    """The hub's name of the library that loads the files; None where it has none."""
+
+    @abstractmethod
+    def loading(self, opened: "Opened") -> str:
+        """How the files are loaded, in Markdown, for the model card.
+
+        Args:
+            opened: The run.
+        """
 
     @abstractmethod
     def write(self, opened: "Opened", out: Path) -> None:
@@ -83,6 +95,7 @@ class ExportReport:
         modules: Adapted modules, each read back and compared.
         tensors: Whole tensors beside them, such as a head's.
         max_difference: max |ΔW as read back - ΔW| over the largest |ΔW|, for the worst module.
+        truncation: What was cut before that, by `--rank`.
     """
 
     format: str
@@ -90,6 +103,7 @@ class ExportReport:
     modules: int
     tensors: int
     max_difference: float
+    truncation: Truncation | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,29 +114,48 @@ class ExportReport:
         rows = [("format", self.format)]
         rows += [(name, size_text(size)) for name, size in self.files.items()]
         rows += [("adapted modules", f"{self.modules:,}"), ("whole tensors", f"{self.tensors:,}")]
+        if self.truncation:
+            rows += self.truncation.rows()
         rows.append(("largest relative difference, read back", f"{self.max_difference:.1e}"))
         return rows
 
 
-def write_export(opened: "Opened", exporter: Exporter, out: Path) -> ExportReport:
+def write_export(
+    opened: "Opened",
+    exporter: Exporter,
+    out: Path,
+    rank: int | None = None,
+    license: str | None = None,
+    notes: Sequence[str] = (),
+) -> ExportReport:
     """Write an adapter in another tool's format, and prove it by reading it back.
 
     Args:
         opened: The run; its frozen part may be a skeleton.
         exporter: The format.
         out: The directory to make; it may exist if it is empty.
+        rank: Cut every module's ΔW to this rank first; the proof is against what is left, and the opened model changes.
+        license: For the model card: the hub's name of a licence.
+        notes: Sentences for the model card.
 
     Raises:
         MergeError: The format cannot express the adapter, or does not hold it after all. Then nothing is left of it.
         LorakitError: The disk refuses.
     """
+    truncation = None
+    if rank is not None:
+        opened, truncation = truncate(opened, rank)
+        notes = [*notes, truncation.note()]
     check_place(out, sum(value.numel() * value.element_size() for value in opened.state.values()))
     with atomic_directory(out) as beside:
         exporter.write(opened, beside)
         read = exporter.read(opened, beside)
         difference = verify(opened, read, exporter.tolerance)
+        proved = f"{len(read.edits)} modules and {len(read.tensors)} whole tensors"
+        facts = Facts(exporter.name, exporter.library, exporter.loading(opened), proved, difference)
+        (beside / CARD).write_text(card(opened, facts, license, notes))
         files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
-    return ExportReport(exporter.name, files, len(read.edits), len(read.tensors), difference)
+    return ExportReport(exporter.name, files, len(read.edits), len(read.tensors), difference, truncation)
 
 
 def verify(opened: "Opened", read: Read, tolerance: float) -> float:

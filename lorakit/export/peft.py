@@ -5,22 +5,21 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lorakit.checkpoint import head_of
 from lorakit.errors import MergeError
 from lorakit.export.base import BLOCK, Exporter, Read, whole_tensors
+from lorakit.export.pairs import Pair, lora_layers, pair_of
 from lorakit.merge_plan import adapted_layers, stored_weight
 from lorakit.methods.base import Edit
 from lorakit.methods.dora import DoRALayer, dora_edit
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LoRALayer, LowRank, RowBlocks, low_rank_edit
+from lorakit.methods.low_rank import LoRALayer, low_rank_edit
 from lorakit.weights import read_header
 
 if TYPE_CHECKING:
@@ -46,114 +45,127 @@ class Peft(Exporter):
     """An adapter that `PeftModel.from_pretrained` loads."""
 
     name: Literal["peft"] = "peft"
+    library: ClassVar[str | None] = "peft"
 
     def write(self, opened: "Opened", out: Path) -> None:
         """See `Exporter`."""
-        layers = _lora_layers(opened.prepared.model)
-        pairs = {path: _pair(layer) for path, layer in layers.items()}
-        tensors: dict[str, Tensor] = {}
-        for path, pair in pairs.items():
-            a, b = ("A", "B") if not isinstance(layers[path].frozen, nn.Embedding) else ("embedding_A", "embedding_B")
-            ending = ".weight" if a == "A" else ""
-            tensors[f"{_PREFIX}{path}.lora_{a}{ending}"] = pair.a
-            tensors[f"{_PREFIX}{path}.lora_{b}{ending}"] = pair.b
-            layer = layers[path]
-            if isinstance(layer, DoRALayer):
-                magnitude = layer.whole_magnitude(stored_weight(opened.prepared, path, BLOCK))
-                tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = magnitude
-        whole = whole_tensors(opened)
-        saved = _saved_modules(opened.prepared, whole, layers)
-        biases = [name for name in whole if not _inside(name, saved)]
-        tensors |= {_whole_key(name, layers): value for name, value in whole.items()}
-        config = _config(opened, layers, pairs)
-        config["modules_to_save"] = saved or None
-        config["bias"] = _bias_mode(biases, layers)
-        (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        contiguous = {key: value.contiguous() for key, value in tensors.items()}
-        (out / WEIGHTS).write_bytes(save(contiguous, metadata={"format": "pt"}))
+        layers = lora_layers(opened.prepared.model)
+        write_files(opened, {path: pair_of(layer) for path, layer in layers.items()}, out, _rslora(opened))
 
     def read(self, opened: "Opened", out: Path) -> Read:
         """See `Exporter`."""
-        config = json.loads((out / CONFIG).read_text())
-        read_header(out / WEIGHTS)
-        factors: dict[str, dict[str, Tensor]] = {}
-        tensors: dict[str, Tensor] = {}
-        for key, value in load((out / WEIGHTS).read_bytes()).items():
-            if not key.startswith(_PREFIX):
-                raise MergeError(f"{key}: PEFT would ignore it: it does not begin with {_PREFIX}")
-            name = key.removeprefix(_PREFIX)
-            suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-            if suffix is None:
-                tensors[name.replace(".base_layer.", ".")] = value
-            else:
-                factors.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
-        layers = adapted_layers(opened.prepared.model)
-        targets = config["target_modules"]
-        edits: dict[str, Edit] = {}
-        for path, pair in factors.items():
-            if not any(path == target or path.endswith(f".{target}") for target in targets):
-                raise MergeError(f"{path}: PEFT would ignore it: target_modules do not name it")
-            left, right = pair["B"] * _scaling(config, path, pair["A"].shape[0]), pair["A"]
-            if path not in layers:
-                raise MergeError(f"{path}: is in the files, and is no adapted module")
-            frozen = layers[path].frozen
-            edits[path] = low_rank_edit(frozen, left, right)
-            if config["use_dora"] != ("magnitude" in pair):
-                raise MergeError(f"{path}: PEFT needs use_dora and a magnitude together")
-            if "magnitude" in pair:
-                stored = stored_weight(opened.prepared, path, BLOCK)
-                edits[path] = dora_edit(frozen, edits[path], pair["magnitude"], stored)
-        return Read(edits, tensors)
+        return read_files(opened, out)
+
+    def loading(self, opened: "Opened") -> str:
+        """See `Exporter`."""
+        return loading(opened)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """The low-rank pair of a module: ΔW = scaling · b · a, of shapes (out, r) and (r, in)."""
+def loading(opened: "Opened") -> str:
+    """The Python that loads PEFT's files, as Markdown."""
+    kind, labels = head_of(opened.recipe).kind, head_of(opened.recipe).labels
+    auto = "AutoModelForCausalLM" if kind == "generation" else "AutoModelForSequenceClassification"
+    located = opened.prepared.located
+    revision = f', revision="{located.revision}"' if located.revision else ""
+    count = "" if kind == "generation" else f", num_labels={len(labels) or 1}"
+    base = located.name if located.revision else "BASE"
+    where = "" if located.revision else f"  # where {located.name} lies"
+    return f"""```python
+from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
 
-    a: Tensor
-    b: Tensor
-    scaling: float
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-
-def _lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
-    layers = adapted_layers(model)
-    if not layers:
-        raise MergeError("this run adapts no matrix, and PEFT's format holds low-rank updates; use lorakit merge")
-    foreign = [path for path, layer in layers.items() if not isinstance(layer, LoRALayer)]
-    if foreign:
-        raise MergeError(f"{foreign[0]}: {type(layers[foreign[0]]).__name__} has no form in PEFT; use lorakit merge")
-    return {path: layer for path, layer in layers.items() if isinstance(layer, LoRALayer)}
+base = {auto}.from_pretrained("{base}"{revision}{count}){where}
+model = PeftModel.from_pretrained(base, "THIS_DIRECTORY").eval()
+tokenizer = AutoTokenizer.from_pretrained("{base}"{revision})
+```
+"""
 
 
-def _pair(layer: LoRALayer) -> _Pair:
-    """The layer's update as one pair; row blocks become one pair of their ranks' sum, with each B in its own rows.
+def write_files(opened: "Opened", pairs: Mapping[str, Pair], out: Path, rslora: bool) -> None:
+    """Write PEFT's two files.
 
-    Where the blocks' scalings differ, each B takes up what its own differs from the first's.
+    Args:
+        opened: The run.
+        pairs: Adapted module → its update, in whatever form it is to have in the file.
+        out: An empty directory.
+        rslora: Whether the alphas are to be read as rsLoRA's, divided by √r.
+
+    Raises:
+        MergeError: A module is both adapted and trained whole, or trained in part.
     """
-    update = layer.update
-    if isinstance(update, LowRank):
-        b, a = update.pair()
-        return _Pair(a, b, update.scaling)
-    assert isinstance(update, RowBlocks)
-    blocks = update.pairs()
-    scaling = next(iter(blocks.values())).scaling
-    a = torch.cat([block.pair()[1] for block in blocks.values()])
-    b = a.new_zeros(update.out_features, a.shape[0])
-    column = 0
-    for name, block in blocks.items():
-        own = block.pair()[0]
-        b[update.rows(name), column : column + own.shape[1]] = own * (block.scaling / scaling)
-        column += own.shape[1]
-    return _Pair(a, b, scaling)
+    layers = lora_layers(opened.prepared.model)
+    tensors: dict[str, Tensor] = {}
+    for path, pair in pairs.items():
+        a, b = ("A", "B") if not isinstance(layers[path].frozen, nn.Embedding) else ("embedding_A", "embedding_B")
+        ending = ".weight" if a == "A" else ""
+        tensors[f"{_PREFIX}{path}.lora_{a}{ending}"] = pair.a
+        tensors[f"{_PREFIX}{path}.lora_{b}{ending}"] = pair.b
+        layer = layers[path]
+        if isinstance(layer, DoRALayer):
+            magnitude = layer.whole_magnitude(stored_weight(opened.prepared, path, BLOCK))
+            tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = magnitude
+    whole = whole_tensors(opened)
+    saved = _saved_modules(opened.prepared, whole, layers)
+    biases = [name for name in whole if not _inside(name, saved)]
+    tensors |= {_whole_key(name, layers): value for name, value in whole.items()}
+    config = _config(opened, layers, pairs, rslora)
+    config["modules_to_save"] = saved or None
+    config["bias"] = _bias_mode(biases, layers)
+    (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    contiguous = {key: value.contiguous() for key, value in tensors.items()}
+    (out / WEIGHTS).write_bytes(save(contiguous, metadata={"format": "pt"}))
 
 
-def _config(opened: "Opened", layers: Mapping[str, LoRALayer], pairs: Mapping[str, _Pair]) -> dict[str, Any]:
+def read_files(opened: "Opened", out: Path) -> Read:
+    """Read PEFT's two files as PEFT does.
+
+    Args:
+        opened: The run, for the kinds of its modules alone.
+        out: Where they are.
+
+    Raises:
+        MergeError: PEFT would ignore or refuse a part of them.
+    """
+    config = json.loads((out / CONFIG).read_text())
+    read_header(out / WEIGHTS)
+    factors: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, value in load((out / WEIGHTS).read_bytes()).items():
+        if not key.startswith(_PREFIX):
+            raise MergeError(f"{key}: PEFT would ignore it: it does not begin with {_PREFIX}")
+        name = key.removeprefix(_PREFIX)
+        suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+        if suffix is None:
+            tensors[name.replace(".base_layer.", ".")] = value
+        else:
+            factors.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
+    layers = adapted_layers(opened.prepared.model)
+    targets = config["target_modules"]
+    edits: dict[str, Edit] = {}
+    for path, pair in factors.items():
+        if not any(path == target or path.endswith(f".{target}") for target in targets):
+            raise MergeError(f"{path}: PEFT would ignore it: target_modules do not name it")
+        left, right = pair["B"] * _scaling(config, path, pair["A"].shape[0]), pair["A"]
+        if path not in layers:
+            raise MergeError(f"{path}: is in the files, and is no adapted module")
+        frozen = layers[path].frozen
+        edits[path] = low_rank_edit(frozen, left, right)
+        if config["use_dora"] != ("magnitude" in pair):
+            raise MergeError(f"{path}: PEFT needs use_dora and a magnitude together")
+        if "magnitude" in pair:
+            stored = stored_weight(opened.prepared, path, BLOCK)
+            edits[path] = dora_edit(frozen, edits[path], pair["magnitude"], stored)
+    return Read(edits, tensors)
+
+
+def _rslora(opened: "Opened") -> bool:
+    return any(isinstance(method, LoRA) and method.rslora for method in opened.prepared.methods)
+
+
+def _config(
+    opened: "Opened", layers: Mapping[str, LoRALayer], pairs: Mapping[str, Pair], rslora: bool
+) -> dict[str, Any]:
     prepared = opened.prepared
-    rslora = any(isinstance(method, LoRA) and method.rslora for method in prepared.methods)
     alphas = {path: _alpha(pair, rslora) for path, pair in pairs.items()}
     (rank, alpha), _ = Counter((pair.rank, alphas[path]) for path, pair in pairs.items()).most_common(1)[0]
     dropouts = {module.p for layer in layers.values() for module in [layer.dropout] if isinstance(module, nn.Dropout)}
@@ -177,7 +189,7 @@ def _config(opened: "Opened", layers: Mapping[str, LoRALayer], pairs: Mapping[st
     }
 
 
-def _alpha(pair: _Pair, rslora: bool) -> int | float:
+def _alpha(pair: Pair, rslora: bool) -> int | float:
     """The alpha that gives the pair's scaling; whole where it is whole but for the division's last digits."""
     alpha = round(pair.scaling * (math.sqrt(pair.rank) if rslora else pair.rank), 12)
     return int(alpha) if alpha == int(alpha) else alpha

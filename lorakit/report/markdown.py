@@ -23,13 +23,14 @@ def escape(text: str) -> str:
 
 
 def _section(section: Section) -> str:
-    blocks = "\n".join(map(_block, section.blocks))
+    blocks = "\n".join(map(block, section.blocks))
     if section.folded:
         return f"<details>\n<summary>{escape(section.title)}</summary>\n\n{blocks}\n</details>\n"
     return f"## {escape(section.title)}\n\n{blocks}"
 
 
-def _block(block: Block) -> str:
+def block(block: Block) -> str:
+    """One block."""
     if isinstance(block, Text):
         return f"{escape(block.text)}\n"
     if isinstance(block, Table):

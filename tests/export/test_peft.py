@@ -14,6 +14,7 @@ from lorakit.checkpoint import Opened
 from lorakit.errors import MergeError, RecipeError
 from lorakit.export import EXPORTERS, export
 from lorakit.export.base import verify
+from lorakit.export.card import CARD
 from lorakit.export.peft import CONFIG, WEIGHTS, Peft
 from lorakit.merge import merge
 from lorakit.methods import Full, LoRA, Method
@@ -55,7 +56,7 @@ def test_peft_computes_the_same_logits(tmp_path: Path, model_type: str, kind: st
     base = tiny_base(tmp_path, model_type)
     opened = open_adapted(base, [methods_of(model_type)[targets]], kind)
     report = export(opened, "peft", tmp_path / "out")
-    assert set(report.files) == {path.name for path in (tmp_path / "out").iterdir()} == {CONFIG, WEIGHTS}
+    assert set(report.files) == {path.name for path in (tmp_path / "out").iterdir()} == {CARD, CONFIG, WEIGHTS}
     assert report.max_difference < 1e-6
     theirs = logits(peft_model(base, tmp_path / "out", kind))
     torch.testing.assert_close(theirs, logits(live_model(opened)), atol=1e-5, rtol=1e-5)
@@ -331,5 +332,5 @@ def test_the_table_of_formats_is_named_by_their_sections() -> None:
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     opened = open_adapted(tiny_base(tmp_path, "bert"), [QV], "classification")
-    with pytest.raises(RecipeError, match="--to pft: no such format; there are: peft"):
+    with pytest.raises(RecipeError, match="--to pft: no such format; there are: peft, portable, gguf"):
         export(opened, "pft", tmp_path / "out")
