@@ -1,5 +1,6 @@
 """What servers of adapters can take: plain low-rank updates of the blocks' matrices, and nothing beside them."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -12,7 +13,6 @@ from lorakit.methods.low_rank import LoRALayer
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened
-    from lorakit.model import Prepared
 
 
 def folded_pairs(opened: "Opened", server: str) -> dict[str, Pair]:
@@ -28,39 +28,30 @@ def folded_pairs(opened: "Opened", server: str) -> dict[str, Pair]:
         MergeError: Names each thing that was trained and that such a server does not take, and the way that does.
     """
     layers = lora_layers(opened.prepared.model)
-    problems = [*_layer_problems(opened.prepared, layers, server), *_whole_problems(opened, server)]
+    kinds: dict[str, list[str]] = {}
+    for kind, name in _strange(opened, layers):
+        kinds.setdefault(kind, []).append(name)
+    problems = [
+        f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}: {kind}, which {server} does not take; "
+        "use lorakit merge, or --to peft for PEFT alone"
+        for kind, names in kinds.items()
+    ]
     if problems:
         raise MergeError(*problems)
     pairs = {path: pair_of(layer) for path, layer in layers.items()}
     return {path: Pair(pair.a.float(), pair.b.float() * pair.scaling, 1.0) for path, pair in pairs.items()}
 
 
-def _layer_problems(prepared: "Prepared", layers: dict[str, LoRALayer], server: str) -> list[str]:
-    problems = []
-    inside = f".{prepared.row.blocks}."
+def _strange(opened: "Opened", layers: dict[str, LoRALayer]) -> Iterator[tuple[str, str]]:
+    """What was trained and is no plain update of a block's matrix: (what it is, its name)."""
+    inside = f".{opened.prepared.row.blocks}."
     for path, layer in layers.items():
         if isinstance(layer, DoRALayer):
-            problems.append(
-                f"{path}: DoRA's magnitudes, which {server} does not take; --to peft holds them, or use lorakit merge"
-            )
+            yield "has magnitudes of DoRA", path
         elif isinstance(layer.frozen, nn.Embedding) or inside not in f".{path}":
-            problems.append(
-                f"{path}: is outside the blocks, where {server} takes no adapter, or not in every version; --to peft "
-                "holds it, or use lorakit merge"
-            )
-    return problems[:1] + [f"and {len(problems) - 1} more such modules"] if len(problems) > 1 else problems
-
-
-def _whole_problems(opened: "Opened", server: str) -> list[str]:
-    kinds: dict[str, list[str]] = {}
+            yield "is outside the blocks", path
     for name in whole_tensors(opened):
-        head = opened.prepared.in_head(name)
-        kind = (
-            "a trained head" if head else "a trained bias" if name.endswith(".bias") else "trained beside the matrices"
-        )
-        kinds.setdefault(kind, []).append(name)
-    return [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {kind}, which {server} does not take; "
-        "--to peft holds what PEFT can, or use lorakit merge"
-        for kind, names in kinds.items()
-    ]
+        if opened.prepared.in_head(name):
+            yield "is a trained head", name
+        else:
+            yield "is a trained bias" if name.endswith(".bias") else "is trained whole", name

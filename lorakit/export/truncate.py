@@ -121,7 +121,7 @@ def best(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
     """
     q1, r1 = torch.linalg.qr(left.double())
     q2, r2 = torch.linalg.qr(right.double().T)
-    u, values, v = torch.linalg.svd(r1 @ r2.T)
+    u, values, v = torch.linalg.svd(r1 @ r2.T, full_matrices=False)
     roots = values[:rank].sqrt()
     b = q1 @ (u[:, :rank] * roots)
     a = (roots[:, None] * v[:rank]) @ q2.T
