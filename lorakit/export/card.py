@@ -54,7 +54,7 @@ def card(opened: "Opened", facts: Facts, license: str | None = None, notes: Sequ
     recipe = opened.recipe
     sections = [
         ("", _origin(opened, facts)),
-        ("How to load it", facts.loading.strip() + "\n"),
+        ("How to load it", facts.loading.strip() + "\n" + _prompts(opened)),
         ("Notes", "".join(f"- {escape(note)}\n" for note in notes)),
         ("Scores", _scores(opened)),
         ("What was proved", _proof(facts)),
@@ -113,7 +113,13 @@ def _origin(opened: "Opened", facts: Facts) -> str:
         f"An adapter of {located.name}, trained with lorakit and exported by lorakit {__version__} in the format "
         f"{facts.format}. It does nothing without that base."
     )
-    return block(Text(text)) + "\n" + block(Table(("", ""), rows))
+    return block(Text(text)) + "\n" + block(Table(("", ""), rows, numbers=False))
+
+
+def _prompts(opened: "Opened") -> str:
+    if opened.recipe.task.kind != "generation":
+        return ""
+    return "\nPrompts must look as they did in training: see `task` in the recipe below.\n"
 
 
 def _scores(opened: "Opened") -> str:
@@ -130,10 +136,10 @@ def _scores(opened: "Opened") -> str:
 
 
 def _proof(facts: Facts) -> str:
-    return (
-        f"These files were read back after they were written: {facts.proved} are those of the run, and no module's ΔW "
-        f"differs from the run's by more than {facts.difference:.1e} of its largest element.\n"
-    )
+    equal = "every module's ΔW is the run's to the bit"
+    if facts.difference:
+        equal = f"no module's ΔW differs from the run's by more than {facts.difference:.1e} of its largest element"
+    return f"These files were read back after they were written: they hold {facts.proved}, and {equal}.\n"
 
 
 def _licence(opened: "Opened") -> str:

@@ -70,8 +70,7 @@ def padded(opened: "Opened") -> dict[str, Pair]:
     model_type = opened.prepared.model.config.model_type
     if model_type not in SERVED:
         raise MergeError(
-            f"{model_type}: vLLM takes no adapters of this architecture; use lorakit merge, which it serves whole, "
-            "or --to peft"
+            f"{model_type}: vLLM takes no adapters of this architecture; use lorakit merge, or --to peft for PEFT alone"
         )
     pairs = folded_pairs(opened, "vLLM or llama.cpp")
     path, largest = max(pairs.items(), key=lambda item: item[1].rank)
