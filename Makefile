@@ -41,8 +41,8 @@ test: check
 test-all: check $(VENV)/llama-cpp
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# No wheels of it are on the index: it is compiled. GGML_NATIVE=OFF: for any processor, since what is built for this one
-# has crashed on virtual machines that do not offer all that it says.
+# There are no wheels of it on the index. GGML_NATIVE=OFF: not for the building processor alone, since virtual machines do
+# not always offer all that theirs says.
 $(VENV)/llama-cpp: $(VENV)/installed
 	@echo "compiling llama-cpp-python (some minutes, once)"
 	@CMAKE_ARGS=-DGGML_NATIVE=OFF $(PIP) --constraint constraints.txt llama-cpp-python

@@ -405,6 +405,19 @@ def test_an_unknown_export_format(cli: Cli, trained: Path, tmp_path: Path) -> No
     assert "peft" in message
 
 
+def test_an_export_of_a_lower_rank(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    code, shown, _ = cli("export", trained, "--to", "peft", "--out", out, "--rank", 1, "--license", "mit")
+    assert code == 0
+    assert "modules cut to rank 1" in shown
+    assert "relative error of ΔW by that" in shown
+    assert "license: mit" in (out / "README.md").read_text()
+    (message,) = cli.fails(1, "export", trained, "--to", "gguf", "--out", tmp_path / "x")
+    assert message.startswith("bert: no GGUF adapters")
+    assert cli("export", trained, "--to", "peft", "--out", tmp_path / "x", "--rank", 0)[0] == 2
+    assert not (tmp_path / "x").exists()
+
+
 def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:
     for arguments in (["train", tmp_path / "none.yaml", "--debug"], ["--debug", "train", tmp_path / "none.yaml"]):
         code, _, err = cli(*arguments)
