@@ -147,6 +147,8 @@ def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
             notes.append(f"{recipe.model.base} is not on this machine: its shapes are from lorakit's table")
         data = _read(recipe, made, progress, notes)
     splits = [_split(recipe, name, data.get(name)) for name in _names(recipe)]
+    if lacking := None if recipe.task.has_rows else recipe.task.missing():
+        raise DataError(lacking)
     width = token_limit(recipe.task, made)
     train, rows = data.get("train"), splits[0].rows
     steps = recipe.train.steps if rows is None else total_steps(recipe.train, rows)

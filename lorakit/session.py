@@ -20,7 +20,7 @@ from lorakit.evaluate import (
     predict,
     resolve_precision,
 )
-from lorakit.model import Base
+from lorakit.model import Base, Prepared
 from lorakit.objective import objective
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
@@ -28,6 +28,8 @@ from lorakit.splits import SplitData, encode_for, read_split, token_limit
 
 PROBE_ROWS = 16
 """Real rows on which a merge compares logits."""
+SEEDED_TOKENS = 24
+"""Of the longest row that is made up where there are no real ones."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Session:
             DataError: The task has no such split, or its file is bad.
         """
         known = self.recipe.task.splits
+        if lacking := None if known else self.recipe.task.missing():
+            raise DataError(lacking)
         if split not in known:
             raise DataError(f"--split {split}: this task has {', '.join(known)}")
         return read_split(self.recipe.task, split, self.opened.prepared, progress)
@@ -110,16 +114,30 @@ def open_session(
 
 
 def probe_batches(opened: Opened) -> list[dict[str, Tensor]]:
-    """Model inputs of a few real rows, validation's first.
+    """Model inputs of a few real rows, validation's first; of made-up ids where the task has no rows.
 
     Raises:
         DataError: The task's files are not there any more.
     """
     task, tokenizer = opened.recipe.task, opened.prepared.tokenizer
+    if not task.has_rows:
+        return seeded_inputs(opened.prepared)
     split = next(name for name in task.splits if name.startswith("validation"))
     rows = list(islice(task.read(split).rows, PROBE_ROWS))
     encoded = encode_for(opened.prepared, rows, token_limit(task, opened.prepared))
     return probe_inputs(encoded, tokenizer.pad_token_id)
+
+
+def seeded_inputs(prepared: Prepared) -> list[dict[str, Tensor]]:
+    """Token ids that are a function of the vocabulary's size alone, a row a batch, of lengths from 8 on."""
+    generator = torch.Generator().manual_seed(0)
+    special = set(prepared.tokenizer.all_special_ids)
+    known = min(len(prepared.tokenizer), prepared.model.config.vocab_size)
+    ids = torch.tensor([index for index in range(known) if index not in special])
+    longest = min(SEEDED_TOKENS, prepared.max_tokens or SEEDED_TOKENS)
+    lengths = [min(longest, 8 + row) for row in range(PROBE_ROWS)]
+    chosen = [ids[torch.randint(len(ids), (1, length), generator=generator)] for length in lengths]
+    return [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in chosen]
 
 
 def probe_inputs(encoded: Encoded, pad_id: int) -> list[dict[str, Tensor]]:

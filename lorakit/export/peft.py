@@ -31,14 +31,16 @@ WEIGHTS = "adapter_model.safetensors"
 VERSION = "0.21.2"
 """Of PEFT, whose format this is."""
 
-_PREFIX = "base_model.model."
-_SUFFIXES = {
+PREFIX = "base_model.model."
+"""Of every key."""
+SUFFIXES = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
     ".lora_magnitude_vector": "magnitude",
 }
+"""How the keys of an adapted module end → what they hold."""
 
 
 class Peft(Exporter):
@@ -98,12 +100,12 @@ def write_files(opened: "Opened", pairs: Mapping[str, Pair], out: Path, rslora: 
     for path, pair in pairs.items():
         a, b = ("A", "B") if not isinstance(layers[path].frozen, nn.Embedding) else ("embedding_A", "embedding_B")
         ending = ".weight" if a == "A" else ""
-        tensors[f"{_PREFIX}{path}.lora_{a}{ending}"] = pair.a
-        tensors[f"{_PREFIX}{path}.lora_{b}{ending}"] = pair.b
+        tensors[f"{PREFIX}{path}.lora_{a}{ending}"] = pair.a
+        tensors[f"{PREFIX}{path}.lora_{b}{ending}"] = pair.b
         layer = layers[path]
         if isinstance(layer, DoRALayer):
             magnitude = layer.whole_magnitude(stored_weight(opened.prepared, path, BLOCK))
-            tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = magnitude
+            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = magnitude
     whole = whole_tensors(opened)
     saved = _saved_modules(opened.prepared, whole, layers)
     biases = [name for name in whole if not _inside(name, saved)]
@@ -131,14 +133,14 @@ def read_files(opened: "Opened", out: Path) -> Read:
     factors: dict[str, dict[str, Tensor]] = {}
     tensors: dict[str, Tensor] = {}
     for key, value in load((out / WEIGHTS).read_bytes()).items():
-        if not key.startswith(_PREFIX):
-            raise MergeError(f"{key}: PEFT would ignore it: it does not begin with {_PREFIX}")
-        name = key.removeprefix(_PREFIX)
-        suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+        if not key.startswith(PREFIX):
+            raise MergeError(f"{key}: PEFT would ignore it: it does not begin with {PREFIX}")
+        name = key.removeprefix(PREFIX)
+        suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
         if suffix is None:
             tensors[name.replace(".base_layer.", ".")] = value
         else:
-            factors.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
+            factors.setdefault(name.removesuffix(suffix), {})[SUFFIXES[suffix]] = value
     layers = adapted_layers(opened.prepared.model)
     targets = config["target_modules"]
     edits: dict[str, Edit] = {}
@@ -255,4 +257,4 @@ def _bias_mode(biases: list[str], layers: Mapping[str, LoRALayer]) -> str:
 def _whole_key(name: str, layers: Mapping[str, LoRALayer]) -> str:
     """PEFT wraps an adapted module, and its bias moves one level down."""
     path, _, last = name.rpartition(".")
-    return f"{_PREFIX}{path}.base_layer.{last}" if path in layers else f"{_PREFIX}{name}"
+    return f"{PREFIX}{path}.base_layer.{last}" if path in layers else f"{PREFIX}{name}"

@@ -1,6 +1,6 @@
 """Low-rank updates of one matrix: the pairs, where they stand in a fused projection, and the layer that adds them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -95,15 +95,24 @@ class RowBlocks(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(left, right) with ΔW = left · right: the A's stacked, the B's placed into their rows."""
-        pairs = self.pairs()
-        right = torch.cat([pair.factors()[1] for pair in pairs.values()])
-        left = right.new_zeros(self.out_features, right.shape[0])
-        column = 0
-        for name, pair in pairs.items():
-            block = pair.factors()[0]
-            left[self.rows(name), column : column + block.shape[1]] = block
-            column += block.shape[1]
-        return left, right
+        return stacked(self.out_features, [(self.rows(name), *pair.factors()) for name, pair in self.pairs().items()])
+
+
+def stacked(out_features: int, blocks: Sequence[tuple[Rows | Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One pair (b, a) for a whole fused projection: the a's stacked, the b's each in its own rows.
+
+    Args:
+        out_features: Rows of the projection.
+        blocks: (its rows, b, a) of each block.
+    """
+    a = torch.cat([right for _, _, right in blocks])
+    b = a.new_zeros(out_features, a.shape[0])
+    column = 0
+    for rows, left, _ in blocks:
+        chosen = list(rows) if isinstance(rows, tuple) else rows
+        b[chosen, column : column + left.shape[1]] = left
+        column += left.shape[1]
+    return b, a
 
 
 Update = LowRank | RowBlocks

@@ -86,7 +86,7 @@ def draft(
     Args:
         data: A file of rows; for a built-in task the folder of its official files. None: a form to fill in.
         base: The base model; None for a small one that fits the kind.
-        task: One of `TASKS`.
+        task: One of `TASKS` that has rows.
         kind: What the rows are, where the file leaves it open.
         progress: Told of a file that takes long.
 
@@ -95,10 +95,11 @@ def draft(
         DataError: The file cannot be read, or no kind of row fits it.
         ModelError: A local base is missing.
     """
-    if task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, n=1)
+    known = [name for name, section in TASKS.items() if section.has_rows]
+    if task not in known:
+        near = difflib.get_close_matches(task, known, n=1)
         hint = f'; did you mean "{near[0]}"?' if near else ""
-        raise RecipeError(f"--task {task}: there is no such task{hint} Allowed: {', '.join(TASKS)}")
+        raise RecipeError(f"--task {task}: there is no such task{hint} Allowed: {', '.join(known)}")
     if task != CUSTOM:
         if kind is not None:
             raise RecipeError(f"--kind: the task {task} knows what its rows are; leave it out")
@@ -106,7 +107,7 @@ def draft(
     if data is None:
         return _form(base, kind or "classification")
     if data.is_dir():
-        own = ", ".join(name for name in TASKS if name != CUSTOM)
+        own = ", ".join(name for name in known if name != CUSTOM)
         raise RecipeError(f"--data {data}: is a folder; name a file in it, or say whose it is: --task {own}")
     if data.is_file() and data.stat().st_size > _LARGE:
         progress.say(f"reading {data}: {data.stat().st_size / 1e6:,.0f} MB")

@@ -4,6 +4,7 @@ from lorakit.tasks.base import Task
 from lorakit.tasks.custom import Custom
 from lorakit.tasks.e2e import E2E
 from lorakit.tasks.glue import Glue
+from lorakit.tasks.imported import Imported
 from lorakit.tasks.samsum import SAMSum
 from lorakit.tasks.vsfc import Vsfc
 from lorakit.tasks.wikisql import WikiSQL
@@ -15,5 +16,6 @@ TASKS: dict[str, type[Task]] = {
     "wikisql": WikiSQL,
     "vsfc": Vsfc,
     "custom": Custom,
+    "imported": Imported,
 }
 """`task.name` → class."""

@@ -71,6 +71,8 @@ class Task(Section):
 
     places: ClassVar[tuple[str, ...]] = ("path",)
     """Keys that say where the data lie; they may change while the rows do not."""
+    has_rows: ClassVar[bool] = True
+    """Whether there are data at all; without, a run is there to be merged, exported and combined."""
 
     name: str
     max_length: PositiveInt | None = None

@@ -1,0 +1,27 @@
+"""Commands that make a run of other adapters: import, combine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorakit.cli.shared import app
+from lorakit.console import print_table
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="PEFT's directory, or a loralib checkpoint.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    base: Annotated[str | None, typer.Option(help="The base that it was trained on; default: the recipe's.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="loralib's lora_alpha, which its files do not hold.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Names the task, so that the run can be evaluated.")] = None,
+) -> None:
+    """Another tool's adapter as a run directory, which merge, export, combine and (with a recipe) eval take."""
+    from lorakit.imports import import_adapter
+
+    report = import_adapter(file, out, base, alpha, recipe)
+    print_table(["imported", str(out)], report.rows())
+    for note in report.notes:
+        print(note)

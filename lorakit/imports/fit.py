@@ -1,0 +1,162 @@
+"""Whether an adapter fits a base: every tensor of the file has its place, and no place is left empty."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.arch import architecture
+from lorakit.compose import WHOLE, Parts, base_tensor, rows_of
+from lorakit.errors import CheckpointError
+from lorakit.imports.base import Foreign
+from lorakit.model import Base, Head, Prepared, load_config, prepare
+from lorakit.surgery import biases, trainable_parameters
+from lorakit.targets import out_features
+from lorakit.tasks.imported import Imported
+
+_SHOWN = 12
+"""Problems that are listed in full; of a wrong base every module is one."""
+
+
+def task_of(foreign: Foreign, model: Base) -> Imported:
+    """What stands in for a task: the kind of the head, and its labels.
+
+    Args:
+        foreign: The adapter.
+        model: The base.
+
+    Raises:
+        CheckpointError: Neither the file nor the base says what the adapter is for.
+        ModelError: The base is missing.
+    """
+    config = load_config(model, model.locate(), Head("generation"))
+    row = architecture(config)
+    headed = any(name.split(".")[0] in row.head for name in foreign.parts.whole)
+    kind = foreign.kind or ("classification" if headed else "generation" if row.decoder else None)
+    if kind == "generation":
+        return Imported.model_validate({"kind": kind})
+    if kind is None:
+        raise CheckpointError(f"{foreign.file}: holds no head, and {model.base} generates no text: what is it for?")
+    bare = prepare(model, [], Head("classification", ("a", "b")), seed=0, skeleton=True)
+    matrices = [n for n, p in trainable_parameters(bare.model).items() if bare.in_head(n) and p.ndim == 2]
+    last = matrices[-1]
+    if last in foreign.parts.whole:
+        count = foreign.parts.whole[last].shape[0]
+    elif last in bare.file_names:
+        count = base_tensor(bare, last).shape[0]
+    else:
+        raise CheckpointError(f"{foreign.file}: holds no {last}, and the base has none: the task's head is missing")
+    names = [str(label) for _, label in sorted(config.id2label.items())]
+    if count == 1:
+        return Imported.model_validate({"kind": "regression", "labels": ["score"]})
+    labels = names if len(names) == count else [f"LABEL_{index}" for index in range(count)]
+    return Imported.model_validate({"kind": "classification", "labels": labels})
+
+
+def misfits(foreign: Foreign, parts: Parts, bare: Prepared) -> list[str]:
+    """What of an adapter's pairs has no place in a base, and what is missing; at most a dozen messages.
+
+    Args:
+        foreign: As read.
+        parts: With the row blocks apart.
+        bare: The base with the task's head.
+    """
+    modules = dict(bare.model.named_modules())
+    found = []
+    for path in sorted(parts.pairs):
+        if problem := _misfit(foreign, parts, bare, path, modules.get(path)):
+            found.append(problem)
+    for path, module in modules.items():
+        if foreign.targeted is None or path in parts.pairs or out_features(module) is None or bare.in_head(f"{path}."):
+            continue
+        if foreign.targeted(path):
+            found.append(f"{path}: target_modules name it, and the file has nothing for it")
+    found = [f"{foreign.file}: {problem}" for problem in found]
+    if len(found) <= _SHOWN:
+        return found
+    rest = f"{foreign.file}: and {len(found) - _SHOWN} more; is {bare.located.name} the base that it was trained on?"
+    return [*found[:_SHOWN], rest]
+
+
+def _misfit(foreign: Foreign, parts: Parts, bare: Prepared, path: str, module: nn.Module | None) -> str | None:
+    if module is None:
+        return f"{path}: this {bare.row.model_type} base has no such module"
+    if (out := out_features(module)) is None:
+        return f"{path}: is a {type(module).__name__}, which cannot be adapted here"
+    if bare.in_head(f"{path}."):
+        return f"{path}: is of the task's head, which is trained whole here, and not by a low-rank update"
+    if foreign.targeted is not None and not foreign.targeted(path):
+        return f"{path}: is in the file, but target_modules do not name it: PEFT would ignore it"
+    return _misshapen(parts, bare, path, (out, module.get_parameter("weight").numel() // out))
+
+
+def _misshapen(parts: Parts, bare: Prepared, path: str, shape: tuple[int, int]) -> str | None:
+    out, in_ = shape
+    for name, pair in parts.pairs[path].items():
+        rows = out if name == WHOLE else len(torch.arange(out)[_index(rows_of(bare, path, name))])
+        if (pair.b.shape[0], pair.a.shape[1]) != (rows, in_):
+            return f"{path}: is of a {pair.b.shape[0]}x{pair.a.shape[1]} matrix, and the base's is {rows}x{in_}"
+    if path in parts.magnitudes and parts.magnitudes[path].shape != (out,):
+        return f"{path}: has {parts.magnitudes[path].numel()} magnitudes for {out} outputs"
+    return None
+
+
+def _index(rows: slice | tuple[int, ...]) -> slice | list[int]:
+    return rows if isinstance(rows, slice) else list(rows)
+
+
+def trained(foreign: Foreign, parts: Parts, bare: Prepared) -> Parts:
+    """The adapter without what the file repeats of the base, and with the biases' rule.
+
+    PEFT writes the table of an adapted embedding beside its pair.
+
+    Args:
+        foreign: As read.
+        parts: The adapter.
+        bare: The base with the task's head.
+
+    Raises:
+        CheckpointError: A tensor was trained whole that is neither of the head nor a bias; lists all such.
+    """
+    head = trainable_parameters(bare.model).keys()
+    every = biases(bare.model)
+    rest = {name: value for name, value in parts.whole.items() if name not in head}
+    found = [name for name in rest if name in every]
+    bias = parts.bias if foreign.bias_known else _bias_of(found, parts, every)
+    kept = {name: value for name, value in parts.whole.items() if name in head or (name in every and bias != "none")}
+    problems = [
+        f"{foreign.file}: {name}: {problem}"
+        for name, value in rest.items()
+        if name not in kept and (problem := _unlike(bare, name, value))
+    ]
+    if problems:
+        raise CheckpointError(*problems)
+    return replace(parts, whole=kept, bias=bias)
+
+
+def _bias_of(found: list[str], parts: Parts, every: Mapping[str, nn.Parameter]) -> Literal["none", "lora_only", "all"]:
+    """The rule for biases, from those that a file holds beside the head's."""
+    if not found:
+        return "none"
+    return "lora_only" if set(found) == {f"{path}.bias" for path in parts.pairs} & every.keys() else "all"
+
+
+def _unlike(bare: Prepared, name: str, value: Tensor) -> str | None:
+    """What is wrong with a whole tensor that no run trains; None where it is the base's own."""
+    parameters = dict(bare.model.named_parameters(remove_duplicate=False))
+    if name not in parameters:
+        return f"this {bare.row.model_type} base has no such tensor"
+    own = parameters[name]
+    known = next((n for n, p in parameters.items() if p is own and n in bare.file_names), None)
+    if own.shape != value.shape:
+        return f"has shape {tuple(value.shape)}, and the base's has {tuple(own.shape)}; was its vocabulary resized?"
+    if known is not None and _same(base_tensor(bare, known), value):
+        return None
+    return "was trained whole, beside the pairs; of such modules a run here knows the task's head alone"
+
+
+def _same(base: Tensor, value: Tensor) -> bool:
+    """Whether two tensors are one, or were before one of them was rounded to 16 bits."""
+    return any(torch.equal(base.to(dtype), value.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.float16))
