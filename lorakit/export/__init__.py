@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from lorakit.errors import RecipeError
 from lorakit.export.base import Exporter, ExportReport, write_export
 from lorakit.export.gguf import Gguf
+from lorakit.export.loralib import LoraLib
 from lorakit.export.peft import Peft
 from lorakit.export.portable import Portable
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened
 
-EXPORTERS: dict[str, type[Exporter]] = {"peft": Peft, "portable": Portable, "gguf": Gguf}
+EXPORTERS: dict[str, type[Exporter]] = {"peft": Peft, "portable": Portable, "gguf": Gguf, "loralib": LoraLib}
 
 
 def export(

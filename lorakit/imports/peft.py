@@ -37,6 +37,9 @@ _WITHOUT_EFFECT = {
 }
 """Fields that say nothing about what the finished adapter computes; those of starts are seen to by `init_lora_weights`.
 Every other field that is not in `Config` must be empty."""
+_REPLACED, _SAVED = ".original_module.", re.compile(r"\.modules_to_save\.(default\.)?")
+"""With `bias: all`, PEFT also writes the biases of a head under the names of what it wraps around it: those of the head
+that was there before, which counts for nothing, and once more those of the trained one."""
 
 T = TypeVar("T")
 
@@ -131,7 +134,8 @@ def read_peft(directory: Path) -> Foreign:
         if not key.startswith(PREFIX):
             raise CheckpointError(f"{file}: {key}: PEFT would ignore it: it does not begin with {PREFIX}")
         if suffix is None:
-            whole[name.replace(".base_layer.", ".")] = value
+            if _REPLACED not in name:
+                whole[_SAVED.sub(".", name.replace(".base_layer.", "."))] = value
         else:
             factors.setdefault(name.removesuffix(suffix), {})[SUFFIXES[suffix]] = value
     paired(file, factors)

@@ -39,8 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "all-linear with patterns": {
         "target_modules": "all-linear",
-        "rank_pattern": {"1.*": 2, "0\\.mlp.*": 3},
-        "alpha_pattern": {"1.*": 5},
+        "rank_pattern": {r"1\..*": 2, "MLP": 3},
+        "alpha_pattern": {r"1\..*": 5},
     },
     "rslora": {"use_rslora": True, "r": 3},
     "dora": {"use_dora": True},
@@ -52,7 +52,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def options_for(model_type: str, name: str) -> dict[str, Any]:
-    return {"target_modules": [*ATTENTION[model_type], MLP[model_type]], **OPTIONS[name]}
+    options = {"target_modules": [*ATTENTION[model_type], MLP[model_type]], **OPTIONS[name]}
+    if ranks := options.get("rank_pattern"):
+        options["rank_pattern"] = {key.replace("MLP", MLP[model_type]): rank for key, rank in ranks.items()}
+    return options
 
 
 @pytest.mark.parametrize("name", OPTIONS)
