@@ -136,7 +136,7 @@ def method_of(prepared: Prepared, parts: Parts) -> tuple[LoRA, Parts]:
     pairs = fitted
     patterns = _patterns(prepared, pairs)
     if patterns is None:
-        pairs = {path: {WHOLE: _unfused(prepared, parts, path, blocks)} for path, blocks in fitted.items()}
+        pairs = {path: {WHOLE: unfused(prepared, parts, path, blocks)} for path, blocks in fitted.items()}
         patterns = _patterns(prepared, pairs)
         assert patterns is not None
     settings = Counter(pair.setting for blocks in pairs.values() for pair in blocks.values())
@@ -196,6 +196,11 @@ def write_run(out: Path, recipe: Recipe, bare: Prepared, parts: Parts, note: str
     return opened
 
 
+def run_name(out: Path) -> str:
+    """A name for a recipe, from that of the run directory that will hold it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.resolve().name).lstrip("._-")[:100] or "run"
+
+
 def base_tensor(prepared: Prepared, name: str) -> Tensor:
     """A tensor of the base's files in float32, by canonical name, which must be in `file_names`."""
     entry = model_entries(prepared.located.directory)[prepared.file_names[name]]
@@ -213,7 +218,7 @@ def _fitted(parts: Parts, pair: Pair) -> Pair:
     return Pair(one, product, alpha) if out <= in_ else Pair(product, one, alpha)
 
 
-def _unfused(prepared: Prepared, parts: Parts, path: str, blocks: Mapping[str, Pair]) -> Pair:
+def unfused(prepared: Prepared, parts: Parts, path: str, blocks: Mapping[str, Pair]) -> Pair:
     """One pair of the whole module in the place of its row blocks'."""
     if WHOLE in blocks and len(blocks) == 1:
         return blocks[WHOLE]

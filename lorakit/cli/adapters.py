@@ -7,6 +7,7 @@ import typer
 
 from lorakit.cli.shared import app
 from lorakit.console import print_table
+from lorakit.errors import RecipeError
 
 
 @app.command("import")
@@ -25,3 +26,24 @@ def import_(
     print_table(["imported", str(out)], report.rows())
     for note in report.notes:
         print(note)
+
+
+@app.command()
+def combine(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs of one base.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    weights: Annotated[str | None, typer.Option(metavar="W,W,…", help="A factor for each run; default: all 1.")] = None,
+) -> None:
+    """The sum of several adapters as one run: exact, the ranks add up; merge, export and eval take it."""
+    from lorakit.combine import combine as add
+
+    report = add(runs, out, _numbers(weights) if weights else None)
+    print_table(["combined", str(out)], report.rows())
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"--weights {text}: give numbers with commas between, such as 1,0.5") from error

@@ -117,14 +117,14 @@ def _stack(update: LowRank | RowBlocks) -> _Stack | str:
     ordered = _in_order(update)
     rank = max(pair.pair()[1].shape[0] for pair in pairs.values())
     scaling = pairs[ordered[0]].scaling
-    a: list[Tensor] = []
-    b: list[Tensor] = []
+    rights: list[Tensor] = []
+    lefts: list[Tensor] = []
     for name in ordered:
         left, right = pairs[name].pair()
         missing = rank - right.shape[0]
-        a.append(nn.functional.pad(right, (0, 0, 0, missing)))
-        b.append(nn.functional.pad(left, (0, missing)) * (pairs[name].scaling / scaling))
-    return _Stack(torch.cat(a), torch.cat(b), rank, scaling)
+        rights.append(nn.functional.pad(right, (0, 0, 0, missing)))
+        lefts.append(nn.functional.pad(left, (0, missing)) * (pairs[name].scaling / scaling))
+    return _Stack(torch.cat(rights), torch.cat(lefts), rank, scaling)
 
 
 def _in_order(update: RowBlocks) -> list[str]:

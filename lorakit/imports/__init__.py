@@ -1,12 +1,11 @@
 """Adapters that other tools trained become run directories: `lorakit import`."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.checkpoint import head_of
-from lorakit.compose import write_run
+from lorakit.compose import run_name, write_run
 from lorakit.errors import CheckpointError, RecipeError
 from lorakit.imports.base import Foreign
 from lorakit.imports.fit import misfits, task_of, trained
@@ -127,8 +126,7 @@ def _recipe(foreign: Foreign, out: Path, base: str | None, given: Recipe | None)
     if given is None:
         assert base is not None
         model = Base(base=base)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.resolve().name).lstrip("._-")[:100] or "imported"
-        fields = {"name": name, "model": model, "method": [LoRA()], "train": _SCHEDULE}
+        fields = {"name": run_name(out), "model": model, "method": [LoRA()], "train": _SCHEDULE}
         return Recipe.model_validate({**fields, "task": task_of(foreign, model)})
     needs = given.task.head
     if foreign.kind and (foreign.kind == "generation") != (needs == "generation"):
