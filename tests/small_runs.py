@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.checkpoint import head_of
+from lorakit.checkpoint import Provenance, head_of, save_adapter
 from lorakit.data.rows import CompletionRow, TextRow
 from lorakit.model import Prepared, prepare
 from lorakit.progress import Silent
-from lorakit.recipe import Recipe, load
+from lorakit.recipe import Recipe, dump, load
 from lorakit.seal import sealed
+from lorakit.surgery import trainable_parameters, trainable_state
 from lorakit.tasks.made_up import completion_rows, text_rows
 from lorakit.training.run import train
 from lorakit.training.setup import Run
@@ -85,6 +86,22 @@ def small_recipe(folder: Path, base: Path, kind: str = "classification", rows: i
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Run:
     """Train in silence."""
     return train(recipe, out, Silent(), resume=resume, overwrite=overwrite)
+
+
+def moved_run(folder: Path, base: Path, kind: str = "classification", seed: int = 1, **sections: Any) -> Path:
+    """A run directory of an adapter whose values have all moved by N(0, 0.1²), without the training."""
+    recipe = small_recipe(folder, base, kind, **sections)
+    made = prepare(recipe.model, recipe.method, head_of(recipe), seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trainable_parameters(made.model).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    resolved = recipe.model_copy(update={"method": made.methods, "task": recipe.task.resolve()})
+    out = folder / "run"
+    out.mkdir()
+    (out / "recipe.yaml").write_text(dump(resolved))
+    save_adapter(out / "adapter.safetensors", trainable_state(made.model), Provenance.of(made))
+    return out
 
 
 def change_state(checkpoint: Path, **fields: Any) -> None:

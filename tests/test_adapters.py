@@ -4,21 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import logits, recipe_file, run
+from small_runs import logits, moved_run
 from torch import Tensor
 
 from lorakit.adapters import Switch
 from lorakit.checkpoint import open_run
 from lorakit.errors import CheckpointError
-from lorakit.recipe import load
 
 Tiny = Callable[[str], Path]
 
 
-def made(folder: Path, base: Path, kind: str, method: dict[str, Any], **sections: Any) -> Path:
-    """A run in which something was learned."""
-    run(load(recipe_file(folder / "files", base, kind, method=method, **sections)), folder / "run")
-    return folder / "run"
+def made(folder: Path, base: Path, kind: str, method: dict[str, Any]) -> Path:
+    """A run whose adapter does something."""
+    return moved_run(folder, base, kind, seed=len(str(method)), method=method)
 
 
 def storage(model: Any) -> set[int]:
