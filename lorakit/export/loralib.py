@@ -144,9 +144,9 @@ def _card(opened: "Opened", alpha: float, stacks: Mapping[str, _Stack]) -> str:
     most, _ = ranks.most_common(1)[0]
     others = {path: stack.rank for path, stack in stacks.items() if stack.rank != most}
     lines = [
-        f"# {opened.recipe.name}",
+        f"# A LoRA adapter of {opened.prepared.located.name}",
         "",
-        f"A LoRA adapter of `{opened.prepared.located.name}`, as loralib's `lora_state_dict` writes it.",
+        f"`{FILE}` holds what loralib's `lora_state_dict` gives.",
         "The file does not say these, with which the layers must be made:",
         "",
         f"- `lora_alpha={alpha:g}`",

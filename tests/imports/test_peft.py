@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -6,14 +5,10 @@ import pytest
 import torch
 from adapted import logits, tiny_base
 from foreign import peft_adapter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lorakit.checkpoint import open_run
-from lorakit.errors import CheckpointError, LorakitError, RecipeError
-from lorakit.export import export
 from lorakit.imports import import_adapter
-from lorakit.merge import merge
-from lorakit.session import probe_batches
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT's own
