@@ -80,9 +80,10 @@ def split_merged(file: Path, parts: Parts, bare: Prepared, wanted: list[str] | N
     for path, blocks in parts.pairs.items():
         pair = blocks[WHOLE]
         size = out_features(modules[path]) if path in modules else None
-        if size is None or (pair.a.shape[0] == pair.b.shape[1] and pair.b.shape[0] == size):
-            continue  # plain, or said to be no such module by the caller
         names = [name for name, place in bare.row.places.items() if place.rows and path.endswith(f".{place.path}")]
+        plain = pair.a.shape[0] == pair.b.shape[1]
+        if size is None or (plain and (pair.b.shape[0] == size or not names)):
+            continue  # of a whole matrix; whether it fits is seen later
         chosen = _chosen(names, pair, size, wanted)
         if isinstance(chosen, str):
             problems.append(f"{file}: {path}: {chosen}")
