@@ -519,6 +519,7 @@ TASK_SECTIONS: dict[str, dict[str, Any]] = {
     "samsum": {"name": "samsum"},
     "vsfc": {"name": "vsfc", "subset": "sentiment"},
     "custom": {"name": "custom", "kind": "chat", "train": "train.jsonl"},
+    "imported": {"name": "imported", "kind": "classification", "labels": ["no", "yes"]},
 }
 
 

@@ -40,6 +40,10 @@ def task_of(foreign: Foreign, model: Base) -> Imported:
     if kind is None:
         raise CheckpointError(f"{foreign.file}: holds no head, and {model.base} generates no text: what is it for?")
     bare = prepare(model, [], Head("classification", ("a", "b")), seed=0, skeleton=True)
+    there = dict(bare.model.named_modules())
+    if absent := [path for path in foreign.parts.pairs if path not in there]:
+        what = f"{absent[0]}: this {row.model_type} base has no such module ({len(absent)} such)"
+        raise CheckpointError(f"{foreign.file}: {what}; is {model.base} the base that it was trained on?")
     matrices = [n for n, p in trainable_parameters(bare.model).items() if bare.in_head(n) and p.ndim == 2]
     last = matrices[-1]
     if last in foreign.parts.whole:
