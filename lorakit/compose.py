@@ -132,7 +132,7 @@ def method_of(prepared: Prepared, parts: Parts) -> tuple[LoRA, Parts]:
         CheckpointError: A value is none that a recipe can have, such as an alpha of 0.
         RecipeError: A module cannot be adapted here.
     """
-    fitted = {path: {name: _fitted(parts, p) for name, p in blocks.items()} for path, blocks in parts.pairs.items()}
+    fitted = {path: {name: _fitted(parts, pair) for name, pair in blocks} for path, blocks in _ordered(prepared, parts)}
     pairs = fitted
     patterns = _patterns(prepared, pairs)
     if patterns is None:
@@ -205,6 +205,13 @@ def base_tensor(prepared: Prepared, name: str) -> Tensor:
     """A tensor of the base's files in float32, by canonical name, which must be in `file_names`."""
     entry = model_entries(prepared.located.directory)[prepared.file_names[name]]
     return read_rows(entry, 0, entry.shape)
+
+
+def _ordered(prepared: Prepared, parts: Parts) -> list[tuple[str, list[tuple[str, Pair]]]]:
+    """Modules and row blocks in the model's order, whatever theirs is in a file."""
+    names = [WHOLE, *prepared.row.places]
+    paths = [path for path, _ in prepared.model.named_modules() if path in parts.pairs]
+    return [(path, sorted(parts.pairs[path].items(), key=lambda item: names.index(item[0]))) for path in paths]
 
 
 def _fitted(parts: Parts, pair: Pair) -> Pair:
