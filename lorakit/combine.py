@@ -78,7 +78,7 @@ def combine(runs: Sequence[Path], out: Path, weights: Sequence[float] | None = N
     bare = prepare(recipe.model, [], head_of(recipe), recipe.train.seed, skeleton=True)
     parts = _sum(bare, opened, factors)
     named = " + ".join(f"{weight:g} x {run.resolve().name}" for run, weight in zip(runs, factors, strict=True))
-    made = write_run(out, recipe, bare, parts, f"Made by `lorakit combine`: {named}")
+    made = write_run(out, recipe, bare, parts, str(first.directory), f"Made by `lorakit combine`: {named}")
     method = made.prepared.methods[0]
     assert isinstance(method, LoRA)
     worst = _difference(made, opened, factors)

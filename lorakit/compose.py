@@ -160,7 +160,7 @@ def method_of(prepared: Prepared, parts: Parts) -> tuple[LoRA, Parts]:
     return method, Parts(pairs, parts.magnitudes, parts.whole, parts.rslora, parts.dropout, parts.bias)
 
 
-def write_run(out: Path, recipe: Recipe, bare: Prepared, parts: Parts, note: str) -> Opened:
+def write_run(out: Path, recipe: Recipe, bare: Prepared, parts: Parts, source: str, note: str) -> Opened:
     """Write a run directory that holds an adapter, and open it for the proof.
 
     Args:
@@ -168,6 +168,7 @@ def write_run(out: Path, recipe: Recipe, bare: Prepared, parts: Parts, note: str
         recipe: All but the method, which is found from the adapter.
         bare: The base with the recipe's head and no method; a skeleton.
         parts: The adapter. What it lacks of the head is taken from the base's files, where they have one.
+        source: Where the adapter came from, for the errors.
         note: Stands in front of the recipe.
 
     Returns:
@@ -186,7 +187,7 @@ def write_run(out: Path, recipe: Recipe, bare: Prepared, parts: Parts, note: str
     for name in trainable_parameters(prepared.model):
         if name not in state and name in prepared.file_names and prepared.in_head(name):
             state[name] = base_tensor(prepared, name)
-    load_trainable(prepared.model, state, note)
+    load_trainable(prepared.model, state, source)
     text = "".join(f"# {line}\n" for line in note.splitlines()) + dump(recipe)
     with atomic_directory(out) as beside:
         (beside / RECIPE).write_text(text)

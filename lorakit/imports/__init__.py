@@ -92,7 +92,8 @@ def import_adapter(
         raise CheckpointError(*problems)
     parts = trained(foreign, parts, bare)
     about = f"Made by `lorakit import` from {foreign.format}'s {foreign.file.name}"
-    opened = write_run(out, made, bare, parts, f"{about}; it was not trained by this `train` section.")
+    note = f"{about}; it was not trained by this `train` section."
+    opened = write_run(out, made, bare, parts, str(foreign.file), note)
     method = opened.prepared.methods[0]
     assert isinstance(method, LoRA)
     task = made.task.name if given else f"{made.task.kind}, without rows: merge, export and combine take the run"
