@@ -27,7 +27,8 @@ def write_pages(run: Path) -> None:
         LorakitError: The disk refuses.
     """
     if not (run / "report.json").is_file():
-        raise CheckpointError(f"{run}: no report.json: not a run directory, or the run has not finished, or it was not trained here")
+        why = "not a run directory, or the run has not finished, or it was not trained here"
+        raise CheckpointError(f"{run}: no report.json: {why}")
     try:
         _write_pages(run)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, FileNotFoundError) as error:
