@@ -201,11 +201,11 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
 def test_damage_is_said_in_words(tmp_path: Path) -> None:
     base, file, _ = saved(tmp_path, "roberta", "classification", QV)
     whole = file.read_bytes()
-    for step in range(0, len(whole), len(whole) // 40):
+    for step in range(0, len(whole), len(whole) // 12):
         file.write_bytes(whole[:step])
         with pytest.raises(LorakitError):
             import_adapter(file, tmp_path / "run", str(base), 12)
-    for step in range(3, len(whole), len(whole) // 60):
+    for step in range(3, len(whole), len(whole) // 20):
         damaged = bytearray(whole)
         damaged[step] ^= 0xFF
         file.write_bytes(bytes(damaged))
