@@ -8,7 +8,7 @@ at each reading, that the file is as it was written.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lorakit.errors import CheckpointError, NewerFormat
 from lorakit.methods import METHODS
 from lorakit.methods.base import Method, publish
 from lorakit.model import Base, Head, Prepared, prepare
+from lorakit.nf4 import Onto, Quantised
 from lorakit.recipe import Recipe, load
 from lorakit.runtime import write_atomic
 from lorakit.seal import canonical, sealed, tensors_digest, unsealed
@@ -29,6 +30,8 @@ from lorakit.weights import read_header
 
 FORMAT = 2
 """Of adapter files. 1 had no digests."""
+QUANTISED_FORMAT = 3
+"""Of those that were trained on a quantised base, which readers of format 2 would take for a whole one."""
 ADAPTER = "adapter.safetensors"
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
@@ -44,6 +47,7 @@ class Provenance:
         base: The base's id; a local one by its last path component.
         revision: The commit of a hub id.
         fingerprint: Of the base's tensors that the adapter changes.
+        quantised: How the base was quantised, if it was.
     """
 
     format: int
@@ -51,12 +55,28 @@ class Provenance:
     base: str
     revision: str | None
     fingerprint: str
+    quantised: Quantised | None = None
 
     @classmethod
     def of(cls, prepared: Prepared) -> "Provenance":
         """That of a prepared model."""
         located = prepared.located
-        return cls(FORMAT, _dumped(prepared.methods), located.name, located.revision, prepared.fingerprint())
+        number = FORMAT if prepared.quantised is None else QUANTISED_FORMAT
+        return cls(
+            number,
+            _dumped(prepared.methods),
+            located.name,
+            located.revision,
+            prepared.fingerprint(),
+            prepared.quantised,
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """As they stand in a file."""
+        fields = asdict(self)
+        if self.quantised is None:
+            del fields["quantised"]
+        return fields
 
     def of_methods(self, methods: Sequence[Method]) -> "Provenance":
         """The same, of an adapter that other methods read: what is published may be of another form."""
@@ -89,7 +109,7 @@ def save_adapter(file: Path, state: Mapping[str, Tensor], provenance: Provenance
     Raises:
         LorakitError: The disk refuses.
     """
-    fields = sealed({**asdict(provenance), "tensors": tensors_digest(state)})
+    fields = sealed({**provenance.fields(), "tensors": tensors_digest(state)})
     write_atomic(file, save_bytes(dict(state), metadata={"lorakit": canonical(fields)}))
 
 
@@ -107,7 +127,7 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
         written = int(fields["format"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: its `lorakit` metadata cannot be read: {error}") from error
-    if written > FORMAT:
+    if written > QUANTISED_FORMAT:
         raise NewerFormat(f"{file}: written by a newer lorakit (format {written}); upgrade to read it")
     try:
         if written == 1:
@@ -115,7 +135,8 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
         else:
             fields = unsealed(fields)
             state = read_tensors(file, fields.pop("tensors"))
-        provenance = Provenance(**fields)
+        quantised = fields.pop("quantised", None)
+        provenance = Provenance(**fields, quantised=quantised and Quantised(**quantised))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: damaged: its `lorakit` metadata: {error}") from error
     if not isinstance(provenance.fingerprint, str):
@@ -155,6 +176,9 @@ class Opened:
         prepared: The model with the adapter in it.
         state: The adapter.
         checkpoint: "step-N", or None for the published adapter.
+        onto: What a merge adds to, where the base was in 4 bits in training: to what those left of it, or to the base
+            as its files have it, for which the adapter was not trained.
+        doubts: What may make the last bits of the base others than those that were trained on.
     """
 
     directory: Path
@@ -162,6 +186,8 @@ class Opened:
     prepared: Prepared
     state: dict[str, Tensor]
     checkpoint: str | None = None
+    onto: Onto = "trained"
+    doubts: list[str] = field(default_factory=list)
 
 
 def adapter_file(run: Path, checkpoint: str | None = None) -> Path:
@@ -230,4 +256,21 @@ def open_run(
             f"{file}: was trained on another base: {provenance.base}"
             f"{' at ' + provenance.revision if provenance.revision else ''}; {recipe.model.base} has other weights here"
         )
-    return Opened(run, recipe, prepared, state, checkpoint)
+    doubts = _check_quantised(file, provenance.quantised, prepared.quantised)
+    return Opened(run, recipe, prepared, state, checkpoint, doubts=doubts)
+
+
+def _check_quantised(file: Path, then: Quantised | None, now: Quantised | None) -> list[str]:
+    """What may be different about a base that is quantised again.
+
+    Raises:
+        CheckpointError: It would have other weights than in training.
+    """
+    if then is None and now is None:
+        return []
+    if then is None or now is None:
+        was, is_ = ("in 4 bits" if found else "not quantised" for found in (then, now))
+        raise CheckpointError(f"{file}: was trained on a base that was {was}; model.quantize of the run says {is_}")
+    if apart := then.differences(now):
+        raise CheckpointError(f"{file}: was trained on a base that was quantised in another way: {'; '.join(apart)}")
+    return then.doubts(now)

@@ -131,12 +131,15 @@ WHOLE = Part()
 def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     """The dtype to compute in: the recipe's.
 
-    auto: the base's, where the recipe sets it to a 16-bit one, else bfloat16 on CUDA and float32 on CPU.
+    auto: the base's, where the recipe sets it to a 16-bit one, else bfloat16 on CUDA and float32 on CPU. A base in 4
+    bits computes in bfloat16.
 
     Raises:
         RecipeError: float16 on a CPU.
     """
     key, precision = "train.precision", str(recipe.train.precision)
+    if recipe.model.quantize is not None:
+        return "bfloat16"
     if precision == "auto" and recipe.model.dtype in ("bfloat16", "float16"):
         key, precision = "model.dtype", recipe.model.dtype
     if precision == "float16" and device.type == "cpu":

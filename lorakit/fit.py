@@ -86,7 +86,8 @@ def changes(found: Situation) -> list[Change]:
     variants: list[tuple[str, Recipe]] = [("", recipe)]
     if not recipe.train.gradient_checkpointing:
         variants.append(("train.gradient_checkpointing=true", slow))
-    if any(p.dtype == torch.float32 and not p.requires_grad for p in found.model.parameters()):
+    whole = recipe.model.quantize is None
+    if whole and any(p.dtype == torch.float32 and not p.requires_grad for p in found.model.parameters()):
         variants.append(("model.dtype=bfloat16", _rounded(recipe)))
         if slow is not variants[-1][1] and len(variants) == 3:
             variants.append(("train.gradient_checkpointing=true model.dtype=bfloat16", _rounded(slow)))

@@ -21,6 +21,8 @@ from torch import Tensor
 from lorakit.errors import MergeError
 from lorakit.merge_check import LogitCheck, verify_logits, verify_tensors
 from lorakit.merge_plan import FLOATS, Piece, Plan, bytes_of, name_of, plan_merge, read_rows
+from lorakit.merge_routes import compare_routes
+from lorakit.nf4 import Onto
 from lorakit.runtime import atomic_directory, size_text
 from lorakit.weights import Chunk, write_file
 
@@ -47,6 +49,10 @@ _OF_SENTENCE_ENCODERS = {
     "train_script.py",
 }
 """What sentence-transformers puts beside a model; it would describe another one than the merged."""
+_ONTO: dict[Onto, str] = {
+    "trained": "the base as 4 bits left it, which was trained on",
+    "original": "the base as its files have it, which was not trained on",
+}
 _COPIED_SUFFIXES = {".json", ".txt", ".model", ".codes", ".jinja", ".py"}
 
 
@@ -59,12 +65,15 @@ class MergeReport:
         merged: Tensors with an adapter's update.
         replaced: Tensors of the base that were trained themselves.
         added: New tensors, such as a head.
+        dequantised: Tensors of a base that was in 4 bits, as those left them, without an update.
         dropped: Tensors of the base that the task's model does not have.
         dtype: That the merged model loads in.
         bytes: Written.
         seconds: For all of it.
         verified: The level asked for.
         logits: The comparison of the logits, where that was asked for.
+        onto: Of a base that was in 4 bits: what was added to.
+        routes: Of such a base: how far the logits of both ways to merge are from those of the quantised model.
     """
 
     copied: int
@@ -77,6 +86,9 @@ class MergeReport:
     seconds: float
     verified: Verify
     logits: LogitCheck | None = None
+    dequantised: int = 0
+    onto: Onto | None = None
+    routes: dict[Onto, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -84,9 +96,11 @@ class MergeReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value, for a table."""
-        counts = ("copied", "merged", "replaced", "added", "dropped")
+        counts = ["copied", "merged", "replaced", "added", "dropped", *(["dequantised"] if self.dequantised else [])]
         rows = [(f"tensors {name}", f"{getattr(self, name):,}") for name in counts]
         rows += [("dtype", self.dtype), ("size", size_text(self.bytes)), ("seconds", f"{self.seconds:.1f}")]
+        if self.onto:
+            rows.append(("added to", _ONTO[self.onto]))
         rows.append(("verified", self.verified))
         if check := self.logits:
             rows += [
@@ -94,6 +108,9 @@ class MergeReport:
                 ("max |adapted - base|", f"{check.effect:.3g}"),
                 ("share of the effect lost", f"{check.lost_share:.2%}"),
             ]
+        for way, share in (self.routes or {}).items():
+            which = "this merge" if way == self.onto else f"with --onto {way}"
+            rows.append((f"logits off the trained model's, {which}", f"{share:.2%}"))
         return rows
 
 
@@ -108,7 +125,8 @@ def merge(
     """Write a model that plain transformers loads and that does what the adapted one does.
 
     Args:
-        opened: A run; its frozen part may be a skeleton, since the base is read from its files.
+        opened: A run; its frozen part may be a skeleton, since the base is read from its files. Where that was in 4
+            bits, `onto` says what is added to.
         out: The directory to make; it may exist if it is empty.
         dtype: float32, bfloat16 or float16 for every tensor; None: as the base's files have it.
         verify: none; tensors: every tensor read back and recomputed; logits: that, and the reloaded model's logits.
@@ -122,15 +140,17 @@ def merge(
     """
     assert verify != "logits" or batches, "rows are needed to compare logits on"
     started = time.perf_counter()
-    plan = plan_merge(opened.prepared, opened.state, dtype)
+    plan = plan_merge(opened.prepared, opened.state, dtype, opened.onto)
     check_place(out, plan.size)
-    check = None
+    check = routes = None
     with atomic_directory(out) as beside:
         _write(plan, opened.prepared, beside, progress)
         if verify != "none":
             verify_tensors(plan, beside)
         if verify == "logits":
             check = verify_logits(opened, beside, batches)
+            if opened.prepared.quantised is not None:
+                routes = compare_routes(opened, beside, batches, FLOATS[plan.dtype])
     kinds = [piece.kind for piece in plan.pieces]
     return MergeReport(
         copied=kinds.count("copied"),
@@ -143,6 +163,9 @@ def merge(
         seconds=time.perf_counter() - started,
         verified=verify,
         logits=check,
+        dequantised=kinds.count("dequantised"),
+        onto=opened.onto if opened.prepared.quantised is not None else None,
+        routes=routes,
     )
 
 
@@ -211,14 +234,14 @@ class _Writer:
             if not extremes.isfinite().all() and (source.isfinite() & ~rounded.isfinite()).any():
                 raise MergeError(f"{piece.key}: has values beyond the range of {name_of(dtype)}; use --dtype float32")
             if piece.kind == self.watched:
-                self._compare(piece, start, exact, rounded)
+                self._compare(piece, start, exact, rounded, source)
             yield bytes_of(rounded.contiguous())
 
-    def _compare(self, piece: Piece, start: int, exact: Tensor, rounded: Tensor) -> None:
+    def _compare(self, piece: Piece, start: int, exact: Tensor, rounded: Tensor, source: Tensor) -> None:
         if self.changed_after_rounding:
             return
         assert piece.base is not None
-        base = read_rows(piece.base, start, tuple(exact.shape))
+        base = source if piece.requantise else read_rows(piece.base, start, tuple(exact.shape))
         self.changed = self.changed or not torch.equal(exact, base)
         self.changed_after_rounding = not torch.equal(rounded, base.to(rounded.dtype))
 

@@ -21,12 +21,14 @@ from lorakit.errors import MergeError
 from lorakit.merge_plan import FLOATS, Piece, Plan, read_rows, read_stored
 from lorakit.methods.base import Adapted
 from lorakit.methods.low_rank import transposed
-from lorakit.model import prepare
+from lorakit.model import Prepared, prepare
+from lorakit.nf4 import Onto, take_weights
 from lorakit.surgery import WRAPPED, load_trainable
 from lorakit.weights import Entry, model_entries
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened
+    from lorakit.methods.base import Method
 
 BLOCK = 2**18
 """Elements of a block: 2 MiB in float64, and another size than the writer's, so that a wrong offset shows."""
@@ -96,7 +98,8 @@ def verify_tensors(plan: Plan, merged: Path) -> None:
 def verify_logits(opened: "Opened", merged: Path, batches: Sequence[Mapping[str, Tensor]]) -> LogitCheck:
     """Load the merged directory with plain transformers and compare it with the base and the adapter, in float32.
 
-    The three models are in memory one after the other, never together.
+    A base in 4 bits is loaded as in training, and its codes are then what the layers' weights are made from. The three
+    models are in memory one after the other, never together.
 
     Args:
         opened: The run; its base is loaded anew.
@@ -106,9 +109,9 @@ def verify_logits(opened: "Opened", merged: Path, batches: Sequence[Mapping[str,
     Raises:
         MergeError: It does not load, or does not do what the adapter does; gives the numbers.
     """
-    adapted = list(_logits(_adapted_model(opened), batches))
-    effect = _largest_difference(adapted, _logits(_base_model(opened), batches))
-    difference = _largest_difference(adapted, _logits(_merged_model(opened, merged), batches))
+    adapted = list(logits_of(adapted_model(opened, opened.onto), batches))
+    effect = _largest_difference(adapted, logits_of(_base_model(opened), batches))
+    difference = _largest_difference(adapted, logits_of(merged_model(opened, merged), batches))
     largest = max(float(logits.abs().max()) for logits in adapted)
     share = difference / effect if effect else float("inf")
     check = LogitCheck(difference, effect, share, largest, sum(len(batch["input_ids"]) for batch in batches))
@@ -255,19 +258,31 @@ def _close(written: Tensor, expected: Tensor, before: Tensor, dtype: torch.dtype
     return bool(((written - expected).abs() <= rounding + sums).all())
 
 
-def _adapted_model(opened: "Opened") -> nn.Module:
-    recipe = opened.recipe
-    base = recipe.model.model_copy(update={"dtype": "float32"})
-    live = prepare(base, opened.prepared.methods, head_of(recipe), recipe.train.seed)
+def adapted_model(opened: "Opened", onto: Onto) -> nn.Module:
+    """The run's model, loaded anew, in float32.
+
+    Args:
+        opened: The run.
+        onto: With the base as it was in training, or as its files have it.
+    """
+    live = _prepared(opened, opened.prepared.methods, onto)
     load_trainable(live.model, opened.state, "adapter")
     model: nn.Module = live.model
     return model
 
 
+def _prepared(opened: "Opened", methods: "Sequence[Method]", onto: Onto) -> Prepared:
+    recipe, head = opened.recipe, head_of(opened.recipe)
+    whole = recipe.model.model_copy(update={"dtype": "float32", "quantize": None})
+    made = prepare(whole, methods, head, recipe.train.seed)
+    if recipe.model.quantize is not None and onto == "trained":
+        take_weights(made.model, prepare(recipe.model, [], head, recipe.train.seed).model)
+    return made
+
+
 def _base_model(opened: "Opened") -> nn.Module:
     """The base; with the trained head where that is new and not all that was trained, so that only the rest counts."""
-    recipe = opened.recipe
-    bare = prepare(recipe.model.model_copy(update={"dtype": "float32"}), [], head_of(recipe), recipe.train.seed)
+    bare = _prepared(opened, [], opened.onto)
     model: nn.Module = bare.model
     new = {name: p for name, p in model.named_parameters() if name in opened.state and name not in bare.file_names}
     if opened.state.keys() - new.keys():
@@ -277,7 +292,12 @@ def _base_model(opened: "Opened") -> nn.Module:
     return model
 
 
-def _merged_model(opened: "Opened", merged: Path) -> nn.Module:
+def merged_model(opened: "Opened", merged: Path) -> nn.Module:
+    """A merged directory as plain transformers loads it, in float32.
+
+    Raises:
+        MergeError: It does not load, or not all of it.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     generation = head_of(opened.recipe).kind == "generation"
@@ -313,7 +333,7 @@ def _quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _logits(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Tensor]:
+def logits_of(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Tensor]:
     """The logits of each batch, of real positions only."""
     for batch in batches:
         inputs = {name: value for name, value in batch.items() if name != "labels"}

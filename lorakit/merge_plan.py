@@ -1,7 +1,7 @@
 """What a merge will write: for every tensor of the merged model, where it comes from and into which file it goes."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from lorakit.errors import MergeError
 from lorakit.methods.base import Adapted, Stored
 from lorakit.model import Prepared
+from lorakit.nf4 import Onto, Quantised, require, round_trip
 from lorakit.surgery import WRAPPED, canonical
 from lorakit.weights import ELEMENT_BYTES, Entry, model_entries, model_files, read_header
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 """safetensors' names of the dtypes that can be added to."""
+
+
+Requantise = Callable[[Tensor], Tensor]
+"""A whole tensor → what 4 bits leave of it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Piece:
         trained: What replaces the base's.
         layer: The adapted layer whose edit is then applied.
         dtype: safetensors' name of the dtype to write.
+        requantise: Of a tensor that was in 4 bits in training: the whole one → what the 4 bits left of it.
     """
 
     key: str
@@ -35,6 +41,7 @@ class Piece:
     trained: Tensor | None
     layer: Adapted | None
     dtype: str
+    requantise: Requantise | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,7 +58,9 @@ class Piece:
             return "added"
         if self.layer is not None:
             return "merged"
-        return "copied" if self.trained is None else "replaced"
+        if self.trained is not None:
+            return "replaced"
+        return "copied" if self.requantise is None else "dequantised"
 
     @property
     def verbatim(self) -> bool:
@@ -69,6 +78,8 @@ class Piece:
     def blocks(self, elements: int) -> Iterator[tuple[int, Tensor]]:
         """The tensor before its layer's edit, in blocks of whole rows.
 
+        One that was in 4 bits is whole in memory meanwhile: its blocks of weights are not those of rows.
+
         Args:
             elements: At most so many in a block, but at least a row.
 
@@ -78,10 +89,14 @@ class Piece:
         count, rest = (self.shape[0], self.shape[1:]) if self.shape else (1, ())
         width = torch.Size(rest).numel()
         step = max(1, elements // max(1, width))
+        values = self.trained
+        if values is None and self.requantise is not None and width:
+            assert self.base is not None
+            values = self.requantise(read_stored(self.base, 0, self.shape))
         for start in range(0, count if width else 0, step):
             shape = (min(count, start + step) - start, *rest)
-            if self.trained is not None:
-                yield start, self.trained.reshape(count, *rest)[start : start + step].float()
+            if values is not None:
+                yield start, values.reshape(count, *rest)[start : start + step].float()
             else:
                 assert self.base is not None
                 yield start, read_rows(self.base, start, shape)
@@ -147,22 +162,28 @@ def bytes_of(rows: Tensor) -> memoryview:
     return memoryview(rows.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def plan_merge(prepared: Prepared, state: Mapping[str, Tensor], dtype: str | None = None) -> Plan:
+def plan_merge(
+    prepared: Prepared, state: Mapping[str, Tensor], dtype: str | None = None, onto: Onto = "trained"
+) -> Plan:
     """Decide what the merged files will hold.
 
     Args:
         prepared: The model with the adapter in it; its frozen part may be a skeleton.
         state: The adapter.
         dtype: float32, bfloat16 or float16; None: as the base's files have it.
+        onto: Whether a base that was in 4 bits in training is written as those left it, or as its files have it.
 
     Raises:
         MergeError: The method cannot be merged, or a tensor has a dtype that cannot be added to.
+        RecipeError: The base was in 4 bits, and bitsandbytes is missing.
     """
     if reasons := [reason for method in prepared.methods if (reason := method.unmergeable())]:
         raise MergeError(*reasons)
     headers = {file.name: read_header(file)[0] for file in model_files(prepared.located.directory)}
     entries = {key: entry for header in headers.values() for key, entry in header.items()}
     pieces, untied = _pieces(prepared, state, entries)
+    if onto == "trained" and prepared.quantised is not None:
+        pieces = _as_trained(pieces, prepared, prepared.quantised)
     wanted = next(name for name, torch_dtype in FLOATS.items() if name_of(torch_dtype) == dtype) if dtype else None
     default = wanted or _prevailing(entries)
     made = {piece.key: _with_dtype(piece, wanted, default) for piece in pieces}
@@ -174,13 +195,32 @@ def plan_merge(prepared: Prepared, state: Mapping[str, Tensor], dtype: str | Non
     return Plan(ordered, dropped, untied, default)
 
 
+def _as_trained(pieces: list[Piece], prepared: Prepared, quantised: Quantised) -> list[Piece]:
+    """The pieces, those of layers that were in 4 bits with the way there and back."""
+    require("model.quantize")
+    keys = {prepared.file_names.get(f"{path}.weight", f"{path}.weight") for path in quantised.modules}
+    if lost := sorted(keys - {piece.key for piece in pieces}):
+        raise MergeError(
+            f"{lost[0]}: was in 4 bits in training, and the base's files have no tensor of this name ({len(lost)} in "
+            "all): use --onto original"
+        )
+    there = requantiser(quantised)
+    return [dataclasses.replace(piece, requantise=there) if piece.key in keys else piece for piece in pieces]
+
+
+def requantiser(quantised: Quantised) -> Requantise:
+    """A whole tensor → what 4 bits leave of it, on the kind of device that it was quantised on, where that is here."""
+    device = quantised.device if quantised.device == "cpu" or torch.cuda.is_available() else "cpu"
+    return partial(round_trip, device=device)
+
+
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     """Path → adapted layer."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
 
 
 def stored_weight(prepared: Prepared, path: str, elements: int) -> Stored:
-    """Reads an adapted layer's frozen weight from the base's files.
+    """Reads an adapted layer's frozen weight from the base's files; one in 4 bits as those leave it.
 
     Args:
         prepared: The model; its frozen part may be a skeleton.
@@ -189,7 +229,9 @@ def stored_weight(prepared: Prepared, path: str, elements: int) -> Stored:
     """
     name = f"{path}.weight"
     entry = model_entries(prepared.located.directory)[prepared.file_names.get(name, name)]
-    return partial(Piece(name, entry, None, None, entry.dtype).blocks, elements)
+    quantised = prepared.quantised
+    there = requantiser(quantised) if quantised is not None and path in quantised.modules else None
+    return partial(Piece(name, entry, None, None, entry.dtype, there).blocks, elements)
 
 
 def _pieces(prepared: Prepared, state: Mapping[str, Tensor], entries: dict[str, Entry]) -> tuple[list[Piece], bool]:

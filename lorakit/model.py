@@ -3,16 +3,20 @@
 import difflib
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationInfo, field_validator
+
 from lorakit.arch import Architecture, architecture, max_tokens
 from lorakit.bases import Located, locate
 from lorakit.data.slots import Slots
 from lorakit.errors import ModelError, RecipeError
+from lorakit.file_names import absent, check_new, file_names_of, in_body
+from lorakit.nf4 import LOAD_DTYPE, Quantised, loading_config, quantisable, require, settle
 from lorakit.runtime import derive
 from lorakit.section import Section
 from lorakit.weights import fingerprint, model_entries
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from lorakit.tasks.base import Kind
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-_LEGACY = {"gamma": "weight", "beta": "bias"}
 
 
 class Base(Section):
@@ -36,11 +39,21 @@ class Base(Section):
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     dtype: Dtype = "auto"
-    """Of the frozen weights; auto: the files' own on CUDA, float32 on CPU."""
+    """Of the frozen weights; auto: the files' own on CUDA, float32 on CPU; with `quantize` bfloat16."""
+    quantize: Literal["nf4"] | None = None
+    """nf4: the linear layers of the body in 4 bits with double quantisation, as in QLoRA (arXiv 2305.14314); all that
+    is computed with them is in bfloat16. Needs bitsandbytes: pip install 'lorakit[qlora]'."""
     overrides: dict[str, bool | int | float | str] = {}
     """Fields of the base's own config, e.g. {attn_pdrop: 0.0}; an unknown one is an error."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base."""
+
+    @field_validator("quantize")
+    @classmethod
+    def _loads_in_bfloat16(cls, quantize: str | None, info: ValidationInfo) -> str | None:
+        if quantize and info.data.get("dtype") in ("float32", "float16"):
+            raise ValueError(f"nf4 is made from bfloat16 weights: set model.dtype to auto, not {info.data['dtype']}")
+        return quantize
 
     def locate(self) -> Located:
         """The base as a local directory; downloads or converts when needed."""
@@ -72,6 +85,7 @@ class Prepared:
         methods: Resolved for the architecture.
         coverage: What each method's targets matched.
         file_names: Canonical parameter name → its name in the base's files, for those that are there.
+        quantised: How the base is quantised, if it is; a skeleton's layers are not, and are listed all the same.
     """
 
     model: Any
@@ -81,6 +95,7 @@ class Prepared:
     methods: "list[Method]"
     coverage: "list[Coverage]"
     file_names: dict[str, str] = field(default_factory=dict)
+    quantised: Quantised | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -118,6 +133,8 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         ModelError: The base is missing or does not fit the task.
         RecipeError: A target or an option does not fit the model.
     """
+    if base.quantize and not skeleton:
+        require("model.quantize")
     located = base.locate()
     entries = model_entries(located.directory)
     config = load_config(base, located, head)
@@ -127,18 +144,25 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
     tokenizer = load_tokenizer(located, base.trust_remote_code)
     if head.kind != "generation" and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id  # a decoder's head reads the last token that is no padding
+    quantised = _quantised(base, config, row, head) if base.quantize else None
     if skeleton:
         model = build_skeleton(base, config, head)
-        file_names = _file_names(model, entries)
-        new = {name for name in _absent(model, file_names) if not _in_body(model, name)}  # renamed, if in the body
+        file_names = file_names_of(model, entries)
+        new = {name for name in absent(model, file_names) if not in_body(model, name)}  # renamed, if in the body
     else:
-        model, new = _load(base, config, located, head)
-        file_names = _file_names(model, entries)
-        _check_new(model, located, head, new)
-    unknown = _absent(model, file_names) - new
+        model, new = _load(base, config, located, head, quantised)
+        file_names = file_names_of(model, entries)
+        check_new(model, located, head.kind == "generation", new)
+    unknown = absent(model, file_names) - new
     coverage = attach(model, row, methods, head, new, seed)
     _check_names(model, located, unknown)
-    return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names)
+    return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names, quantised)
+
+
+def _quantised(base: Base, config: Any, row: Architecture, head: Head) -> Quantised:
+    """How the base is to be quantised: all linear layers but the output head and the task's own."""
+    heads = () if head.kind == "generation" else row.head
+    return Quantised.here(quantisable(build_skeleton(base, config, head), heads))
 
 
 def attach(
@@ -185,6 +209,11 @@ def load_config(base: Base, located: Located, head: Head) -> Any:
         config = AutoConfig.from_pretrained(located.directory, trust_remote_code=base.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(f"model.base: {base.base}: unreadable config: {_one_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model.base: {base.base}: its weights are quantised already; name the base that they were made from, "
+            "and set model.quantize to nf4 to train on it in 4 bits"
+        )
     suit(config, base, head)
     return config
 
@@ -245,9 +274,11 @@ def load_tokenizer(located: Located, trust_remote_code: bool = False) -> Any:
 
 
 def torch_dtype(base: Base, directory: Path) -> "torch.dtype":
-    """The dtype of the frozen weights: the recipe's, or the files' own on CUDA and float32 on CPU."""
+    """The dtype that weights are loaded in: the recipe's, or the files' own on CUDA and float32 on CPU."""
     import torch
 
+    if base.quantize:
+        return LOAD_DTYPE
     if base.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[base.dtype]
     if not torch.cuda.is_available():
@@ -289,8 +320,13 @@ def _loading(base: Base, head: Head) -> Iterator[None]:
         reports.enable_progress_bar()
 
 
-def _load(base: Base, config: Any, located: Located, head: Head) -> "tuple[nn.Module, set[str]]":
+def _load(
+    base: Base, config: Any, located: Located, head: Head, quantised: Quantised | None
+) -> "tuple[nn.Module, set[str]]":
     """The model with its weights, and the parameters that the files lack."""
+    options = {}
+    if quantised is not None:
+        options["quantization_config"] = loading_config(build_skeleton(base, config, head), quantised.modules)
     with _loading(base, head):
         model, info = _auto_class(head).from_pretrained(
             located.directory,
@@ -299,12 +335,15 @@ def _load(base: Base, config: Any, located: Located, head: Head) -> "tuple[nn.Mo
             trust_remote_code=base.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **options,
         )
     if mismatched := [f"{name}: {tuple(a)} in the files, {tuple(b)} needed" for name, a, b in info["mismatched_keys"]]:
         raise ModelError(
             f"model.base: {base.base}: its weights do not fit the task's head or the overrides: "
             f"{'; '.join(sorted(mismatched))}. Name the pre-trained base, or a base with the task's number of classes"
         )
+    if quantised is not None:
+        settle(model, quantised.modules)
     return model, set(info["missing_keys"])
 
 
@@ -315,45 +354,6 @@ def build_skeleton(base: Base, config: Any, head: Head) -> "nn.Module":
     with _loading(base, head), torch.device("meta"):
         model: nn.Module = _auto_class(head).from_config(config, trust_remote_code=base.trust_remote_code)
     return model
-
-
-def _file_names(model: "nn.Module", in_files: Iterable[str]) -> dict[str, str]:
-    """Parameter name → its name in the files, which may lack the body's prefix or use LayerNorm's old names.
-
-    A tied parameter stands there under each of its names that the files have.
-    """
-    prefix = getattr(model, "base_model_prefix", "")
-    by_modern_name: dict[str, str] = {}
-    for name in in_files:
-        stem, _, last = name.rpartition(".")
-        by_modern_name[f"{stem}.{_LEGACY.get(last, last)}" if stem else name] = name
-    found = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
-            if candidate in by_modern_name:
-                found[name] = by_modern_name[candidate]
-                break
-    return found
-
-
-def _absent(model: "nn.Module", file_names: Mapping[str, str]) -> set[str]:
-    """Parameters of which the files have no tensor under any name known here."""
-    every = model.named_parameters(remove_duplicate=False)
-    there = {id(parameter) for name, parameter in every if name in file_names}
-    return {name for name, parameter in model.named_parameters() if id(parameter) not in there}
-
-
-def _in_body(model: "nn.Module", name: str) -> bool:
-    """Whether a parameter belongs to the pre-trained body; published bodies may lack the pooler."""
-    prefix = getattr(model, "base_model_prefix", "")
-    return name.startswith(f"{prefix}.") and "pooler" not in name.split(".")
-
-
-def _check_new(model: "nn.Module", located: Located, head: Head, new: Iterable[str]) -> None:
-    """What the files lack may be a classification head, never a part of the body or of a language model."""
-    holes = sorted(name for name in new if head.kind == "generation" or _in_body(model, name))
-    if holes:
-        raise ModelError(f"model.base: {located.name}: its files lack {', '.join(holes[:3])} ({len(holes)} in all)")
 
 
 def _check_names(model: "nn.Module", located: Located, unknown: set[str]) -> None:

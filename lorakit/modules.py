@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorakit.methods.base import Adapted, Coverage
+from lorakit.nf4 import elements
 from lorakit.surgery import canonical
 
 _BLOCK = re.compile(r"\.\d+(?=\.|$)")
@@ -49,7 +50,7 @@ def module_rows(model: nn.Module, coverage: Sequence[Coverage]) -> list[ModuleRo
     for name, parameter in model.named_parameters():
         path = next((path for path in adapted if canonical(name).startswith(path)), None)
         owner = path.rstrip(".") if path else canonical(name).rpartition(".")[0]
-        (trained if parameter.requires_grad else frozen)[owner] += parameter.numel()
+        (trained if parameter.requires_grad else frozen)[owner] += elements(parameter)
     places: dict[str, list[str]] = {}
     for owner in dict.fromkeys([*frozen, *trained]):
         places.setdefault(_BLOCK.sub(".*", owner), []).append(owner)
@@ -76,5 +77,5 @@ def parameter_groups(model: nn.Module, heads: Sequence[str]) -> dict[str, int]:
     sizes = {canonical(name): p.numel() for name, p in model.named_parameters() if p.requires_grad}
     inside = tuple(f"{name}." for name in heads)
     head = sum(size for name, size in sizes.items() if name.startswith(inside) and ".update." not in name)
-    total, trainable = sum(p.numel() for p in model.parameters()), sum(sizes.values())
+    total, trainable = sum(elements(p) for p in model.parameters()), sum(sizes.values())
     return {"total": total, "trainable": trainable, "method": trainable - head, "head": head}

@@ -14,6 +14,7 @@ from lorakit.errors import DataError, ModelError
 from lorakit.head_bias import regression_bias
 from lorakit.methods.base import Coverage, Method
 from lorakit.model import Base, Head, Prepared, attach, build_skeleton, prepare, suit
+from lorakit.nf4 import LOAD_DTYPE, outlined, quantisable
 from lorakit.recipe import Recipe
 from lorakit.weights import model_entries
 
@@ -95,6 +96,8 @@ def outline(recipe: Recipe, on_cuda: bool, hint: str = "") -> Outline:
     dtype = frozen_dtype(base, next(iter(dtypes)) if len(dtypes) == 1 else None, on_cuda)
     size = sum(entry.stop - entry.start for entry in entries)
     cast_frozen(found.model, dtype)
+    if found.quantised is not None:
+        outlined(found.model, found.quantised.modules)
     return Outline(found.model, found.row, found.methods, found.coverage, found, size, dtype, dtypes != {dtype})
 
 
@@ -122,11 +125,15 @@ def _from_table(base: Base, fields: dict[str, Any], head: Head, recipe: Recipe, 
     methods = [method.resolve(row) for method in recipe.method]
     dtype = frozen_dtype(base, config.dtype, on_cuda)
     cast_frozen(model, dtype)
+    if base.quantize:
+        outlined(model, quantisable(build_skeleton(base, config, head), () if head.kind == "generation" else row.head))
     return Outline(model, row, methods, coverage, None, None, dtype)
 
 
 def frozen_dtype(base: Base, of_files: torch.dtype | None, on_cuda: bool) -> torch.dtype:
-    """The dtype of the frozen weights: the recipe's, or the files' own on CUDA and float32 on CPU."""
+    """The dtype that weights are loaded in: the recipe's, or the files' own on CUDA and float32 on CPU."""
+    if base.quantize:
+        return LOAD_DTYPE
     if base.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[base.dtype]
     return (of_files or torch.float32) if on_cuda else torch.float32

@@ -26,7 +26,7 @@ from lorakit.recipe import Recipe
 from lorakit.runtime import available_memory
 from lorakit.splits import SplitData, read_split, token_limit
 from lorakit.tasks.base import Task
-from lorakit.training.optim import build_optimizer, total_steps
+from lorakit.training.optim import outline_optimizer, total_steps
 from lorakit.training.setup import first_limit
 
 
@@ -152,7 +152,7 @@ def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
     width = token_limit(recipe.task, made)
     train, rows = data.get("train"), splits[0].rows
     steps = recipe.train.steps if rows is None else total_steps(recipe.train, rows)
-    build = partial(build_optimizer, recipe.train)
+    build = partial(outline_optimizer, recipe.train)
     simulation = Simulation(made.model, recipe, precision, build, machine.on_cuda)
     row = _longest_row(recipe, train, width)
     limit, largest = first_limit(recipe, made.model, not machine.on_cuda), None

@@ -175,7 +175,13 @@ class Recipe(Section):
     # Field validators, and not one on the whole recipe: each speaks as soon as the sections that it needs are valid.
     @field_validator("method")
     @classmethod
-    def _go_together(cls, methods: Methods) -> Methods:
+    def _go_together(cls, methods: Methods, info: ValidationInfo) -> Methods:
+        model = info.data.get("model")
+        if model and model.quantize and (why := [key for m in methods if (key := m.needs_whole_weights())]):
+            raise ValueError(
+                f"{', '.join(why)} trains the base's own tensors, which quantize: {model.quantize} keeps in 4 bits; "
+                "use lora, or set model.quantize to null"
+            )
         for index, first in enumerate(methods):
             for second in methods[index + 1 :]:
                 if second.name not in first.combines_with:
@@ -192,6 +198,10 @@ class Recipe(Section):
                 f"float32 gains nothing from a base rounded to {model.dtype}; "
                 f"set model.dtype to float32, or train.precision to {model.dtype} or auto"
             )
+        if model and model.quantize and train.precision in ("float32", "float16"):
+            problems["precision",] = f"a base in {model.quantize} computes in bfloat16; set it to auto"
+        if model and model.quantize and train.parallel == "fsdp":
+            problems["parallel",] = f"fsdp cannot cut the weights of quantize: {model.quantize} into parts; use ddp"
         if task and train.label_smoothing and task.kind == "regression":
             problems["label_smoothing",] = "a regression task has no classes to smooth; set it to 0"
         if task and train.head_bias == "mean" and task.kind != "regression":

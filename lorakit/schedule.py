@@ -23,8 +23,9 @@ Tracker = Literal[
 class Optimizer(Section):
     """AdamW (Loshchilov and Hutter 2019): the decay is decoupled from the gradient."""
 
-    name: Literal["adamw"] = "adamw"
-    """The algorithm."""
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    """The algorithm; adamw8bit keeps its two running means in 8 bits (arXiv 2110.02861), of tensors from 4,096 elements
+    on: a quarter of the memory. Needs bitsandbytes: pip install 'lorakit[qlora]'."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1e-8

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.arch import ALL_LINEAR, ARCHITECTURES, Architecture, Rows
 from lorakit.errors import RecipeError
+from lorakit.nf4 import is_nf4
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,6 +66,8 @@ def out_features(module: "nn.Module") -> int | None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    if is_nf4(module):
+        return int(module.out_features)  # type: ignore[arg-type]
     rows = {nn.Linear.forward: "out_features", Conv1D.forward: "nf", nn.Embedding.forward: "embedding_dim"}
     attribute = rows.get(type(module).forward)
     return None if attribute is None else int(getattr(module, attribute))

@@ -595,7 +595,7 @@ def test_hidden_positions_do_not_count(tmp_path: Path) -> None:
     check = verify_logits(opened, tmp_path / "out", batches())
     labelled = [{**batch, "labels": batch["input_ids"]} for batch in batches()]
     assert verify_logits(opened, tmp_path / "out", labelled) == check, "labels are no input"
-    compared = [len(found) for found in lorakit.merge_check._logits(live_model(opened), batches())]
+    compared = [len(found) for found in lorakit.merge_check.logits_of(live_model(opened), batches())]
     assert compared == [int(batch["attention_mask"].sum()) for batch in batches()] == [24, 24]
 
 

@@ -22,6 +22,10 @@ def merge(
     verify: Annotated[
         Literal["none", "tensors", "logits"], typer.Option(help="How the result is proved against the adapter.")
     ] = "logits",
+    onto: Annotated[
+        Literal["trained", "original"],
+        typer.Option(help="Of a base in 4 bits: as those left it, or as its files have it, which loses fidelity."),
+    ] = "trained",
 ) -> None:
     """Deployable weights for transformers: streamed, reloaded from disk, proved equal to the adapted model."""
     from lorakit.checkpoint import open_run
@@ -30,6 +34,9 @@ def merge(
 
     progress = progress_for()
     opened = open_run(run, checkpoint, skeleton=True)
+    opened.onto = onto
+    for doubt in opened.doubts:
+        progress.say(f"warning: {doubt}")
     batches = probe_batches(opened) if verify == "logits" else []
     with progress.bar("merge", 100, "%") as bar:
         done = [0]

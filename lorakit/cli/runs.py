@@ -103,6 +103,8 @@ def evaluate(
         raise RecipeError("--merged and --base exclude each other")
     progress = progress_for(quiet=json_)
     session = open_session(run, checkpoint, base_only=base, merged=merged)
+    for doubt in session.opened.doubts:
+        progress.say(f"warning: {doubt}")
     found = session.evaluate(session.read(split, progress), progress)
     kind = "base-" if base else "merged-" if merged else f"{checkpoint}-" if checkpoint else ""
     file = run / "predictions" / f"{kind}{split}.jsonl"

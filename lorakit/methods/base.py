@@ -106,6 +106,10 @@ class Method(Section):
         """
         return self, state
 
+    def needs_whole_weights(self) -> str | None:
+        """Which key makes the method train the base's own tensors, that a base in 4 bits cannot; None where none."""
+        return None
+
     def unmergeable(self) -> str | None:
         """Why the base's own tensors cannot hold what this method trains; None where a merge can."""
         return None

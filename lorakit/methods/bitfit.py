@@ -23,6 +23,10 @@ class BitFit(Method):
     usual_lr: ClassVar[tuple[float, float]] = (1e-3, 1.6e-3)
     combines_with: ClassVar[tuple[str, ...]] = ("preembed", "prelayer", "prefix_kv")
 
+    def needs_whole_weights(self) -> str | None:
+        """The base's own tensors are what it trains."""
+        return "name: bitfit"
+
     def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
         """Release every frozen bias; the task's head is trained anyway."""
         chosen = {name: parameter for name, parameter in biases(model).items() if not parameter.requires_grad}

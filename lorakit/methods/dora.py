@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lorakit.arch import Rows
 from lorakit.methods.base import Edit, Stored
 from lorakit.methods.low_rank import LoRALayer, RowBlocks, Update, low_rank_edit, transposed
+from lorakit.nf4 import weight_of
 from lorakit.targets import out_features
 
 _LEAST = torch.finfo(torch.float32).tiny
@@ -48,7 +49,7 @@ class DoRALayer(LoRALayer):
 
     def _norms(self) -> Tensor:
         """‖W0 + ΔW‖ of every output, (out,), float32, without a graph."""
-        weight = self.weight.detach().float()  # in a merge's proof a plain tensor
+        weight = weight_of(self.frozen).detach().float()
         left, right = self.update.factors()
         if transposed(self.frozen):
             left, right = right.T, left.T

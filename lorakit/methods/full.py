@@ -16,6 +16,10 @@ class Full(Method):
 
     usual_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-5)
 
+    def needs_whole_weights(self) -> str | None:
+        """The base's own tensors are what it trains."""
+        return "name: full"
+
     def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
         """Release every parameter."""
         for parameter in model.parameters():

@@ -20,6 +20,7 @@ from lorakit.methods.base import Coverage, Method
 from lorakit.methods.dora import DoRALayer
 from lorakit.methods.low_rank import LoRALayer, LowRank, LowRankEmbedding, RowBlocks, Update
 from lorakit.methods.pissa import Principal, as_plain, matrix
+from lorakit.nf4 import elements
 from lorakit.runtime import derive
 from lorakit.surgery import biases, release, replace
 from lorakit.targets import Site, locate, out_features
@@ -81,6 +82,10 @@ class LoRA(Method):
     def resolve(self, row: Architecture) -> "LoRA":
         """Fill in the default targets."""
         return self if self.targets else self.model_copy(update={"targets": row.default_targets})
+
+    def needs_whole_weights(self) -> str | None:
+        """Biases are the base's own."""
+        return None if self.bias == "none" else f"bias: {self.bias}"
 
     def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
         """Replace every targeted module by a `LoRALayer`."""
@@ -206,9 +211,7 @@ def _shape(frozen: nn.Module, site: Site) -> tuple[int, int]:
     """(out, in) of the matrix at a site; for embeddings (dim, vocab)."""
     out = out_features(frozen)
     assert out is not None
-    weight = frozen.weight
-    assert isinstance(weight, Tensor)
-    in_ = weight.numel() // out
+    in_ = elements(frozen.get_parameter("weight")) // out
     if isinstance(site.rows, slice):
         out = len(range(out)[site.rows])
     elif site.rows is not None:

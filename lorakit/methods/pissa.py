@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorakit.arch import Rows
 from lorakit.methods.low_rank import LowRank, transposed
+from lorakit.nf4 import weight_of
 
 
 class Principal(LowRank):
@@ -92,7 +93,7 @@ def as_plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def matrix(frozen: nn.Module, rows: Rows | None) -> Tensor:
     """The matrix that a module multiplies with, (out, in), or its rows of one block of a fused projection."""
-    weight = frozen.get_parameter("weight").detach()
+    weight = weight_of(frozen).detach()
     weight = weight.T if transposed(frozen) else weight
     if rows is None:
         return weight

@@ -29,6 +29,10 @@ class TopLayers(Method):
         """One block: a tiny model may have fewer than are trained here."""
         return self.model_copy(update={"layers": 1})
 
+    def needs_whole_weights(self) -> str | None:
+        """The base's own tensors are what it trains."""
+        return "name: top_layers"
+
     def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
         """Release the last blocks and, of a model that has one, the norm behind them."""
         found = blocks(model, row)

@@ -57,6 +57,16 @@ def _skipped(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [("skipped steps", f"{count:,}, whose loss or gradient was not finite")] if count else []
 
 
+def _quantised(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Said only of a base in 4 bits."""
+    found = report.get("quantised")
+    if not found:
+        return []
+    layers = f"{found['modules']:,} layers with {found['parameters']:,} parameters"
+    bits = f"{found['bits_per_parameter']:.3f} bits each; the whole base {found['base_bits_per_parameter']:.3f}"
+    return [(f"base in {found['scheme']}", f"{layers}, {bits} ({size_text(found['base_bytes'])})")]
+
+
 def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to know first."""
     parameters = report["parameters"]
@@ -71,6 +81,7 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         *origin,
         ("trained parameters", f"{parameters['trainable']:,} ({share:.2f} % of {parameters['total']:,})"),
         ("of these, the head", f"{parameters['head']:,}"),
+        *_quantised(report),
         ("targets", targets),
         ("rows", ", ".join(f"{split} {count:,}" for split, count in report["rows"].items())),
         ("truncated rows", cut),

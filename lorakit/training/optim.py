@@ -11,6 +11,7 @@ from torch import nn
 
 from lorakit.data.batches import step_rows, steps_per_epoch
 from lorakit.schedule import Train
+from lorakit.training.eight_bit import AdamW8bitOutline, make_8bit
 
 
 def parameter_groups(
@@ -50,10 +51,19 @@ def build_optimizer(train: Train, parameters: Mapping[str, nn.Parameter]) -> tor
     groups = parameter_groups(parameters, train.weight_decay, settings.lr_b_ratio)
     for group in groups:
         group["lr"] = train.lr * group["lr_ratio"]
+    if settings.name == "adamw8bit":
+        return make_8bit(groups, train.lr, settings.betas, settings.eps)
     on_gpu = next(iter(parameters.values())).is_cuda
     return torch.optim.AdamW(
         groups, lr=train.lr, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, fused=on_gpu
     )
+
+
+def outline_optimizer(train: Train, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of parameters without data, for plans: it has the states that the real one has."""
+    if train.optimizer.name == "adamw8bit":
+        return AdamW8bitOutline(parameters.values())
+    return build_optimizer(train, parameters)
 
 
 def total_steps(train: Train, rows: int) -> int:

@@ -19,6 +19,7 @@ from lorakit.memory import checkpoint_gradients
 from lorakit.meter import Meter
 from lorakit.model import Prepared, prepare
 from lorakit.modules import parameter_groups
+from lorakit.nf4 import footprint, require
 from lorakit.objective import objective
 from lorakit.packing import packs
 from lorakit.progress import Progress
@@ -29,7 +30,7 @@ from lorakit.surgery import trainable_parameters
 from lorakit.training.audit import check_optimizer, check_rows
 from lorakit.training.history import History
 from lorakit.training.loop import Trainee
-from lorakit.training.optim import build_optimizer, total_steps
+from lorakit.training.optim import build_optimizer, outline_optimizer, total_steps
 from lorakit.training.parallel import check_parallel, is_sharded, shard, wrap
 from lorakit.training.state import TrainingState
 from lorakit.world import World, join
@@ -158,7 +159,7 @@ def set_up(recipe: Recipe, out: Path, progress: Progress, meter: Meter | None = 
     accelerator = make_accelerator(precision, recipe.train.track, out)
     once = " (converted to safetensors the first time: about 20 s)" if recipe.model.base.endswith(".gguf") else ""
     progress.say(f"{recipe.name}: {recipe.model.base}{once}")
-    predictor = Predictor(recipe, precision, partial(build_optimizer, recipe.train), world.device.type == "cuda")
+    predictor = Predictor(recipe, precision, partial(outline_optimizer, recipe.train), world.device.type == "cuda")
     meter = meter or Meter()
     meter.mark()  # all that is imported is imported now
     _fetch_once(recipe, world)
@@ -199,6 +200,10 @@ def _validation_splits(recipe: Recipe) -> list[str]:
     """
     task, select = recipe.task, recipe.train.select or ""
     check_trackers(recipe.train.track)
+    if recipe.model.quantize:
+        require("model.quantize")
+    if recipe.train.optimizer.name == "adamw8bit":
+        require("train.optimizer.name")
     if lacking := task.missing():
         raise DataError(lacking)
     if (why := task.not_computed().get(select)) is not None:
@@ -282,6 +287,19 @@ def plan_of(run: Run) -> dict[str, Any]:
     return {**asdict(limit), "processes": run.world.size, "parallel": way}
 
 
+def _quantised(prepared: Prepared) -> dict[str, Any] | None:
+    """What the base takes in 4 bits, measured; None where it is whole."""
+    if prepared.quantised is None:
+        return None
+    found = footprint(prepared.model)
+    return {
+        **{key: value for key, value in asdict(prepared.quantised).items() if key != "modules"},
+        **asdict(found),
+        "bits_per_parameter": round(found.bits, 4),
+        "base_bits_per_parameter": round(found.base_bits, 4),
+    }
+
+
 def _cuts(run: Run) -> list[str]:
     """What had to be cut because memory ran out."""
     limit, first = run.trainee.limit, first_limit(run.recipe, run.prepared.model, run.on_cpu, run.world.size)
@@ -309,6 +327,7 @@ def report_of(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "skipped_steps": run.state.skipped,
         "epochs": run.state.step / steps_per_epoch(len(run.train.encoded), run.recipe.train.batch_size),
         "parameters": parameter_groups(run.prepared.model, heads),
+        "quantised": _quantised(run.prepared),
         "targets": {target: len(paths) for found in run.prepared.coverage for target, paths in found.items()},
         "rows": {data.name: len(data.rows) for data in splits},
         "data_revisions": {data.name: data.revision for data in splits if data.revision},

@@ -26,6 +26,7 @@ from lorakit.runtime import atomic_directory, disk_errors, write_atomic
 from lorakit.seal import sealed, tensors_digest, unsealed
 from lorakit.surgery import like, whole
 from lorakit.training.audit import check_written
+from lorakit.training.eight_bit import is_8bit, is_table, restored, state_shapes
 from lorakit.weights import Entry, read_header
 
 Moments = tuple[dict[str, Tensor], dict[str, dict[str, float]]]
@@ -147,6 +148,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, n
     numbers: dict[str, dict[str, float]] = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
+            if is_table(key):
+                continue
             if isinstance(value, Tensor) and value.ndim:
                 tensors[f"{name}/{key}"] = whole(value.detach()).cpu().contiguous()
             else:
@@ -172,7 +175,7 @@ def restore_optimizer(
         kept |= {
             key: torch.tensor(value, device=parameter.device if fused else None) for key, value in counters.items()
         }
-        optimizer.state[parameter] = kept
+        optimizer.state[parameter] = restored(optimizer, parameter, kept) if is_8bit(optimizer) else kept
 
 
 def read_moments(checkpoint: Path) -> dict[str, Tensor]:
@@ -303,14 +306,12 @@ def _check_moments(
     file: Path, moments: Mapping[str, Entry], state: TrainingState, adapter: Mapping[str, Tensor]
 ) -> None:
     """Whether each parameter has all of its moments and its counter, or, before its first gradient, none."""
-    kinds: dict[str, set[str]] = {}
-    for key in moments:
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, entry in moments.items():
         name, _, kind = key.rpartition("/")
-        kinds.setdefault(name, set()).add(kind)
-    whole = kinds.keys() == state.steps.keys() and len(set(map(frozenset, kinds.values()))) <= 1
-    if not whole or any(
-        name not in adapter or entry.shape != tuple(adapter[name].shape)
-        for name, entry in ((key.rpartition("/")[0], entry) for key, entry in moments.items())
+        found.setdefault(name, {})[kind] = entry.shape
+    if found.keys() != state.steps.keys() or any(
+        name not in adapter or shapes not in state_shapes(adapter[name].shape) for name, shapes in found.items()
     ):
         raise CheckpointError(f"{file}: damaged: its moments are not those of the adapter beside it")
 
