@@ -81,6 +81,7 @@ def prepare_base(recipe: "Recipe") -> "Prepared":
 
     Raises:
         LorakitError: The base is missing or does not fit the task.
+        RecipeError: It would be in 4 bits, which no merged model is.
     """
     import torch
 
@@ -88,6 +89,8 @@ def prepare_base(recipe: "Recipe") -> "Prepared":
     from lorakit.evaluate import resolve_precision
     from lorakit.model import prepare
 
+    if recipe.model.quantize:
+        raise RecipeError("model.quantize: what is timed here are whole bases, as merged models are: set it to null")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, resolve_precision(recipe, device))
     prepared = prepare(recipe.model, [], head_of(recipe), recipe.train.seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorakit.methods.base import Adapted, Coverage
-from lorakit.nf4 import elements
+from lorakit.nf4 import elements, kind_of
 from lorakit.surgery import canonical
 
 _BLOCK = re.compile(r"\.\d+(?=\.|$)")
@@ -59,7 +59,7 @@ def module_rows(model: nn.Module, coverage: Sequence[Coverage]) -> list[ModuleRo
     rows = []
     for place, owners in sorted(places.items(), key=lambda item: order.get(item[1][0], -1)):
         module = model.get_submodule(owners[0])
-        kind = type(module.frozen if isinstance(module, Adapted) else module).__name__
+        kind = kind_of(module.frozen if isinstance(module, Adapted) else module)
         by = tuple(target for target, paths in hits if paths & set(owners))
         count = sum(isinstance(model.get_submodule(owner), Adapted) for owner in owners)
         sums = (sum(counter[owner] for owner in owners) for counter in (frozen, trained))

@@ -139,6 +139,11 @@ def is_nf4(module: nn.Module) -> bool:
     return isinstance(module, NF4Outline) or (there is not None and isinstance(module, there.nn.Linear4bit))
 
 
+def kind_of(module: nn.Module) -> str:
+    """The name of a layer's class, for people."""
+    return "Linear4bit" if is_nf4(module) else type(module).__name__
+
+
 def quantisable(model: nn.Module, left_out: Sequence[str]) -> list[str]:
     """Paths of the linear layers that are quantised: all but the output head and the task's new head.
 

@@ -47,7 +47,7 @@ def _overview(plan: Plan) -> Table:
     where = "" if plan.base == "here" else " (not on this machine)"
     rows = [
         ["base", f"{recipe.model.base}{where}"],
-        ["weights", f"{plan.dtype}, computed in {plan.precision}, on {plan.machine.device}"],
+        ["weights", f"{_dtype(plan)}, computed in {plan.precision}, on {plan.machine.device}"],
         ["parameters", f"{parameters['total']:,}"],
         ["trained", f"{parameters['trainable']:,} ({share:.2f} %)"],
         ["  by the method", f"{parameters['method']:,} ({', '.join(method.name for method in recipe.method)})"],
@@ -58,6 +58,11 @@ def _overview(plan: Plan) -> Table:
         ["a checkpoint", f"{size_text(plan.checkpoint)} with the optimiser's state; the newest and the best are kept"],
     ]
     return ["plan", recipe.name], rows
+
+
+def _dtype(plan: Plan) -> str:
+    """Of the frozen weights; what is not in 4 bits stays as it was loaded."""
+    return f"{plan.recipe.model.quantize} and {plan.dtype}" if plan.recipe.model.quantize else plan.dtype
 
 
 def _steps(plan: Plan) -> str:
@@ -134,7 +139,7 @@ def _memory(plan: Plan) -> Table:
         "backward": "backward pass",
         "kernels": "compiled kernels",
     }
-    words |= {"weights": f"weights ({plan.dtype})", "logits": "logits and loss"}
+    words |= {"weights": f"weights ({_dtype(plan)})", "logits": "logits and loss"}
     lines = [[words.get(p, p), *(size_text(x.parts[p]) if p in x.parts else "–" for x in plan.phases)] for p in parts]
     lines.append(["in all", *(size_text(phase.total) for phase in plan.phases)])
     lines.append(
@@ -218,6 +223,7 @@ def as_json(plan: Plan, probe: Probe | None = None) -> dict[str, Any]:
         "base_is_here": plan.base == "here",
         "device": plan.machine.device,
         "dtype": plan.dtype,
+        "quantize": plan.recipe.model.quantize,
         "precision": plan.precision,
         "parameters": plan.parameters,
         "modules": [vars(row) for row in plan.modules],

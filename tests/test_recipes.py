@@ -23,10 +23,11 @@ SCHEMA = ROOT / "docs/recipe.schema.json"
 
 
 def combination(recipe: Recipe) -> tuple[str, ...]:
-    """Architecture, methods, task and start of a recipe: what decides which code it runs."""
+    """Architecture, methods, task, start and 4 bits of a recipe: what decides which code it runs."""
     methods = "+".join(method.name for method in recipe.method)
     start = "init_from" if recipe.train.init_from else ""
-    return model_type_of(recipe.model.base, recipe.model.revision), methods, recipe.task.name, recipe.task.kind, start
+    bits = f"{recipe.model.quantize} {recipe.train.optimizer.name}"
+    return model_type_of(recipe.model.base, recipe.model.revision), methods, recipe.task.name, recipe.task.kind, start, bits
 
 
 def in_turn() -> list[object]:
