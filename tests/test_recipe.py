@@ -253,9 +253,12 @@ BAD: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
-        GLUE + "  optimizer: {name: adamw8bit}\n",
+        GLUE + "  optimizer: {name: adamw8bits}\n",
         "",
-        ['r.yaml:12: train.optimizer.name: got "adamw8bit"; did you mean "adamw"? allowed: "adamw"'],
+        [
+            'r.yaml:12: train.optimizer.name: got "adamw8bits"; did you mean "adamw8bit"? '
+            'allowed: "adamw" or "adamw8bit"'
+        ],
     ),
     (
         GLUE + "  eval_every: epok\n",
