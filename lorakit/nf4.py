@@ -62,6 +62,11 @@ class Quantised:
         dtype = str(LOAD_DTYPE).removeprefix("torch.")
         return cls("nf4", dtype, BLOCK, NESTED_BLOCK, sorted(modules), _installed(), device)
 
+    def sentence(self) -> str:
+        """In words, for model cards: "nf4 with double quantisation, from bfloat16 …"."""
+        by = f" by bitsandbytes {self.bitsandbytes}" if self.bitsandbytes else ""
+        return f"{self.scheme} with double quantisation, from {self.load_dtype}{by}: {len(self.modules)} linear layers"
+
     def differences(self, other: "Quantised") -> list[str]:
         """What makes another quantisation one of other weights; empty where they are the same."""
         shown = ("scheme", "load_dtype", "block", "nested_block")

