@@ -60,7 +60,7 @@ class Quantised:
         """As this machine does it."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = str(LOAD_DTYPE).removeprefix("torch.")
-        return cls("nf4", dtype, BLOCK, NESTED_BLOCK, sorted(modules), _installed(), device)
+        return cls("nf4", dtype, BLOCK, NESTED_BLOCK, sorted(modules), installed(), device)
 
     def sentence(self) -> str:
         """In words, for model cards: "nf4 with double quantisation, from bfloat16 …"."""
@@ -89,7 +89,8 @@ class Quantised:
         ]
 
 
-def _installed() -> str:
+def installed() -> str:
+    """The version of bitsandbytes; empty where it is not there."""
     try:
         return version("bitsandbytes")
     except PackageNotFoundError:
@@ -281,7 +282,7 @@ def take_weights(model: nn.Module, live: nn.Module) -> None:
     for path, layer in live.named_modules():
         if is_nf4(layer):
             weight = found[path].get_parameter("weight")
-            weight.data = weight_of(layer).to(weight.dtype)
+            weight.data = weight_of(layer).to(weight)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,16 @@ def state_shapes(shape: Sequence[int]) -> list[dict[str, tuple[int, ...]]]:
     return [{"exp_avg": own, "exp_avg_sq": own}, eight]
 
 
+def first_state(parameter: Tensor, eight_bit: bool) -> dict[str, Tensor]:
+    """The tensors of a parameter's state before its first step: of this optimiser, or of AdamW."""
+    shapes = state_shapes(parameter.shape)[eight_bit]
+    means = torch.uint8 if "absmax1" in shapes else torch.float32
+    return {
+        key: parameter.new_zeros(shape, dtype=torch.float32 if key.startswith("absmax") else means)
+        for key, shape in shapes.items()
+    }
+
+
 class AdamW8bitOutline(torch.optim.Optimizer):
     """Has the states of the real one and changes nothing: for plans.
 
@@ -89,9 +99,4 @@ class AdamW8bitOutline(torch.optim.Optimizer):
         """Make the states."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                eight = parameter.numel() >= SMALLEST
-                make = parameter.new_empty
-                self.state[parameter] = {
-                    key: make(shape, dtype=torch.uint8 if eight and key.startswith("state") else torch.float32)
-                    for key, shape in state_shapes(parameter.shape)[1].items()
-                }
+                self.state[parameter] = first_state(parameter, True)

@@ -25,6 +25,7 @@ from lorakit.progress import Silent
 from lorakit.runtime import derive, disk_errors, size_text
 from lorakit.splits import SplitData
 from lorakit.surgery import trainable_parameters, trainable_state
+from lorakit.training.eight_bit import first_state
 from lorakit.training.setup import Run
 from lorakit.training.state import REHEARSAL, newest_checkpoint, save_checkpoint
 from lorakit.world import ALONE
@@ -151,7 +152,8 @@ def rehearse_save(run: Run) -> None:
 def _save(run: Run, adapter: dict[str, Tensor]) -> None:
     directory = run.directory / REHEARSAL
     names = trainable_parameters(run.prepared.model)
-    moments = {f"{name}/{key}": torch.zeros_like(adapter[name]) for name in names for key in ("exp_avg", "exp_avg_sq")}
+    eight_bit = run.recipe.train.optimizer.name == "adamw8bit"
+    moments = {f"{name}/{key}": value for name in names for key, value in first_state(adapter[name], eight_bit).items()}
     run.history.guard()
     counters = {name: {"step": 0.0} for name in names}
     with disk_errors(directory):

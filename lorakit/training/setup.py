@@ -19,7 +19,7 @@ from lorakit.memory import checkpoint_gradients
 from lorakit.meter import Meter
 from lorakit.model import Prepared, prepare
 from lorakit.modules import parameter_groups
-from lorakit.nf4 import footprint, require
+from lorakit.nf4 import footprint, installed, require
 from lorakit.objective import objective
 from lorakit.packing import packs
 from lorakit.progress import Progress
@@ -273,10 +273,13 @@ def _resolved(recipe: Recipe, prepared: Prepared) -> Recipe:
 
 def machine_of(run: Run) -> dict[str, Any]:
     """What can change the last bits of a result: recorded in checkpoints, compared when resuming."""
+    found = versions()
+    if run.recipe.model.quantize or run.recipe.train.optimizer.name == "adamw8bit":
+        found["bitsandbytes"] = installed()
     return {
         "threads": torch.get_num_threads(),
         "device": run.trainee.accelerator.device.type,
-        "versions": versions(),
+        "versions": found,
     }
 
 
