@@ -214,7 +214,7 @@ BAD: list[tuple[str, str, list[str]]] = [
         "",
         [
             'r.yaml:2: model.bsae: unknown key; did you mean "base"? '
-            "allowed: base, revision, dtype, overrides, trust_remote_code"
+            "allowed: base, revision, dtype, quantize, overrides, trust_remote_code"
         ],
     ),
     (
