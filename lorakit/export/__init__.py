@@ -1,6 +1,5 @@
 """The export formats: one file each, one line here."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ def export(
     out: Path,
     rank: int | None = None,
     license: str | None = None,
-    notes: Sequence[str] = (),
 ) -> ExportReport:
     """Write an adapter in another tool's format, and prove it by reading it back.
 
@@ -33,7 +31,6 @@ def export(
         out: The directory to make; it may exist if it is empty.
         rank: Cut every module's ΔW to this rank first; the opened model changes.
         license: For the model card: the hub's name of a licence.
-        notes: Sentences for the model card.
 
     Raises:
         RecipeError: There is no such format.
@@ -42,4 +39,4 @@ def export(
     """
     if to not in EXPORTERS:
         raise RecipeError(f"--to {to}: no such format; there are: {', '.join(EXPORTERS)}")
-    return write_export(opened, EXPORTERS[to](name=to), out, rank, license, notes)
+    return write_export(opened, EXPORTERS[to](name=to), out, rank, license)

@@ -126,7 +126,6 @@ def write_export(
     out: Path,
     rank: int | None = None,
     license: str | None = None,
-    notes: Sequence[str] = (),
 ) -> ExportReport:
     """Write an adapter in another tool's format, and prove it by reading it back.
 
@@ -136,16 +135,16 @@ def write_export(
         out: The directory to make; it may exist if it is empty.
         rank: Cut every module's ΔW to this rank first; the proof is against what is left, and the opened model changes.
         license: For the model card: the hub's name of a licence.
-        notes: Sentences for the model card.
 
     Raises:
         MergeError: The format cannot express the adapter, or does not hold it after all. Then nothing is left of it.
         LorakitError: The disk refuses.
     """
-    truncation = None
+    quantised, truncation = opened.prepared.quantised, None
+    notes = [f"It was trained on the base in 4 bits: {quantised.sentence()}."] if quantised else []
     if rank is not None:
         opened, truncation = truncate(opened, rank)
-        notes = [*notes, truncation.note()]
+        notes.append(truncation.note())
     check_place(out, sum(value.numel() * value.element_size() for value in opened.state.values()))
     with atomic_directory(out) as beside:
         exporter.write(opened, beside)

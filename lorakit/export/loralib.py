@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lorakit.checkpoint import Opened
 
 FILE = "lora.pt"
-CARD = "README.md"
 WRAPPED_IN = "model_state_dict"
 """Where the files of the authors' GPT-2 code hold their tensors; those of the encoders hold them at once."""
 
@@ -57,7 +56,25 @@ class LoraLib(Exporter):
             tensors[f"{path}.lora_B"] = (stack.b * (stack.scaling * stack.rank / alpha)).contiguous()
         wrapped = head_of(opened.recipe).kind == "generation"
         torch.save({WRAPPED_IN: tensors} if wrapped else tensors, out / FILE)
-        (out / CARD).write_text(_card(opened, alpha, stacks))
+
+    def loading(self, opened: "Opened") -> str:
+        """See `Exporter`. It says what the file does not."""
+        stacks = _stacks(opened.prepared.model)
+        (most, _), *_ = Counter(stack.rank for stack in stacks.values()).most_common(1)
+        others = {path: stack.rank for path, stack in stacks.items() if stack.rank != most}
+        lines = [
+            f"`{FILE}` holds what loralib's `lora_state_dict` gives. It does not say with what the layers must be made:",
+            "",
+            f"- `lora_alpha={_alpha(stacks):g}`",
+            f"- `r={most}`" + ("; of single layers:" if others else ""),
+            *(f"  - `{path}`: `r={rank}`" for path, rank in others.items()),
+            "",
+            "```python",
+            f'state = torch.load("{FILE}", weights_only=True)',
+            f'model.load_state_dict(state.get("{WRAPPED_IN}", state), strict=False)',
+            "```",
+        ]
+        return "\n".join(lines) + "\n"
 
     def read(self, opened: "Opened", out: Path) -> Read:
         """See `Exporter`."""
@@ -136,27 +153,3 @@ def _alpha(stacks: Mapping[str, _Stack]) -> float:
     """The one alpha that loralib's layers are to be made with: that of most modules; B takes up what others have."""
     alphas = Counter(round(stack.scaling * stack.rank, 12) for stack in stacks.values())
     return alphas.most_common(1)[0][0]
-
-
-def _card(opened: "Opened", alpha: float, stacks: Mapping[str, _Stack]) -> str:
-    """What the file does not say, for people."""
-    ranks = Counter(stack.rank for stack in stacks.values())
-    most, _ = ranks.most_common(1)[0]
-    others = {path: stack.rank for path, stack in stacks.items() if stack.rank != most}
-    lines = [
-        f"# A LoRA adapter of {opened.prepared.located.name}",
-        "",
-        f"`{FILE}` holds what loralib's `lora_state_dict` gives.",
-        "The file does not say these, with which the layers must be made:",
-        "",
-        f"- `lora_alpha={alpha:g}`",
-        f"- `r={most}`" + ("" if not others else "; of single layers:"),
-        *(f"  - `{path}`: `r={rank}`" for path, rank in others.items()),
-        "",
-        "```python",
-        f'state = torch.load("{FILE}", weights_only=True)',
-        'model.load_state_dict(state.get("model_state_dict", state), strict=False)',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)

@@ -15,6 +15,7 @@ from lorakit.checkpoint import Opened, open_run
 from lorakit.export import EXPORTERS, export
 from lorakit.export.card import CARD
 from lorakit.methods import LoRA
+from lorakit.nf4 import Quantised
 
 
 def card_of(opened: Opened, out: Path, to: str = "peft", **options: Any) -> str:
@@ -45,6 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Path:
         ("peft", "peft", ["lora", "lorakit"]),
         ("portable", "peft", ["lora", "lorakit"]),
         ("gguf", None, ["lora", "lorakit", "gguf"]),
+        ("loralib", None, ["lora", "lorakit"]),
     ],
 )
 def test_the_fields_that_hubs_read(
@@ -94,9 +96,11 @@ def test_a_licence_that_is_given_is_the_card_s(opened: Opened, tmp_path: Path) -
     assert "## Licence" in card_of(opened, tmp_path / "without")
 
 
-def test_notes_and_a_truncation_are_said(opened: Opened, tmp_path: Path) -> None:
-    text = card_of(opened, tmp_path / "out", rank=2, notes=["Trained on the base in nf4."])
-    assert "- Trained on the base in nf4.\n- 4 modules' updates were cut to rank 2" in text
+def test_the_base_in_4_bits_and_a_truncation_are_said(opened: Opened, tmp_path: Path) -> None:
+    opened.prepared.quantised = Quantised("nf4", "bfloat16", 64, 256, ["model.layers.0.self_attn.q_proj"], "", "cpu")
+    text = card_of(opened, tmp_path / "out", rank=2)
+    assert "- It was trained on the base in 4 bits: nf4 with double quantisation, from bfloat16: 1 linear layers." in text
+    assert "\n- 4 modules' updates were cut to rank 2" in text
     assert "## Notes" not in card_of(opened, tmp_path / "without")
 
 

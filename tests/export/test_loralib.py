@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.checkpoint import Opened
 from lorakit.errors import MergeError
 from lorakit.export import export
-from lorakit.export.loralib import CARD, FILE
+from lorakit.export.card import CARD
+from lorakit.export.loralib import FILE
 from lorakit.merge_plan import adapted_layers
 from lorakit.methods import BitFit, Full, LoRA, Method
 from lorakit.methods.low_rank import LoRALayer, RowBlocks
