@@ -1,11 +1,12 @@
-"""What makes a model faster without changing what it computes: attention, norms, packing."""
+"""What makes a model faster without changing what it computes: attention, norms, packing, the last block."""
 
 from typing import Any
 
 from lorakit.arch import Architecture
 from lorakit.attention import install
+from lorakit.last_block import reads_first, shorten
 from lorakit.norms import lighten
-from lorakit.packing import pack
+from lorakit.packing import pack, packs
 from lorakit.targets import blocks
 
 
@@ -20,4 +21,7 @@ def make_fast(model: Any, row: Architecture, packed: bool) -> None:
     install(model)
     lighten(model)
     if row.blocks and packed:
-        pack(model, list(blocks(model, row).values()))
+        every = list(blocks(model, row).values())
+        pack(model, every)
+        if packs(model) and reads_first(model, row):
+            shorten(every[-1], row)

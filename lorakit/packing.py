@@ -6,7 +6,8 @@ padded rows, and put together again. The model around the blocks, masks, positio
 ever. What each token is mapped to does not change, nor does any gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -65,6 +66,18 @@ def _scattered(packed: Tensor, places: Tensor, size: int) -> Tensor:
     return packed.new_zeros(size, *packed.shape[1:]).index_copy_(0, places, packed[: len(places)])
 
 
+def gather(padded: Tensor, places: Tensor, length: int) -> Tensor:
+    """The rows (…) of a tensor (size, …) at some places, followed by zeros: (length, …)."""
+    found: Tensor = _Gather.apply(padded, places, length)  # type: ignore[no-untyped-call]
+    return found
+
+
+def scatter(packed: Tensor, places: Tensor, size: int) -> Tensor:
+    """The inverse of `gather`: rows put at their places of (size, …), zeros elsewhere."""
+    found: Tensor = _Scatter.apply(packed, places, size)  # type: ignore[no-untyped-call]
+    return found
+
+
 class Packing:
     """The packing of one model; it decides with each forward pass.
 
@@ -75,20 +88,33 @@ class Packing:
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self._places: Tensor | None = None
         self._shape = (0, 0)
-        self._length = 0
+        self.length = 0
+        """Tokens of the packed row, with the zeros at its end."""
+        self.runs: list[tuple[int, int]] = []
+        """(rows, tokens of each) of rows of one length that follow one another."""
+        self._masks: dict[tuple[int, bool], tuple[Tensor, list[Tensor | None]]] = {}
         self._first, self._last = blocks[0], blocks[-1]
 
     def begin(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before the model: find out whether this batch has padding, and nothing in it that a cache remembers."""
         mask = inputs.get("attention_mask")
-        cached = inputs.get("use_cache") or inputs.get("past_key_values") is not None
+        watched = any(inputs.get(name) for name in ("use_cache", "output_hidden_states", "output_attentions"))
         self._places = None
-        if cached or not isinstance(mask, Tensor) or mask.ndim != 2 or not _is_real(mask):
+        self._masks.clear()
+        if (
+            watched
+            or inputs.get("past_key_values") is not None
+            or not isinstance(mask, Tensor)
+            or mask.ndim != 2
+            or not _is_real(mask)
+        ):
             return
         places = mask.flatten().nonzero()[:, 0]
         if 0 < len(places) < mask.numel():
             self._places, self._shape = places, (mask.shape[0], mask.shape[1])
-            self._length = -(-len(places) // _STEP) * _STEP
+            self.length = -(-len(places) // _STEP) * _STEP
+            lengths = mask.ne(0).sum(1).tolist() if mask.device.type == "cpu" else []
+            self.runs = [(len(list(run)), length) for length, run in groupby(lengths) if length]
 
     def before_block(self, block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Pack what the first block is given, and for every block what belongs to positions (rotary angles)."""
@@ -110,17 +136,58 @@ class Packing:
         """Whether this forward pass is."""
         return self._places is not None
 
+    @property
+    def firsts(self) -> Tensor:
+        """Where each row's first token stands in the packed row."""
+        assert self._places is not None
+        return (self._places % self.width == 0).nonzero()[:, 0]
+
+    @property
+    def width(self) -> int:
+        """Tokens of a padded row."""
+        return self._shape[1]
+
+    @property
+    def zeros(self) -> int:
+        """Zeros behind the last real token."""
+        assert self._places is not None
+        return self.length - len(self._places)
+
+    def run_masks(self, mask: Tensor | None, causal: bool) -> list[Tensor | None]:
+        """Of each of `runs` what its tokens see; None where that is all, or all that are not later.
+
+        Args:
+            mask: (batch, 1, seq, seq), True where a token sees another; None as above.
+            causal: Which of the two None means.
+
+        Returns:
+            Masks (rows, 1, length, length).
+        """
+        if mask is None:
+            return [None] * len(self.runs)
+        if (id(mask), causal) not in self._masks:  # all blocks of a kind share one
+            self._masks[id(mask), causal] = (mask, list(self._run_masks(mask, causal)))
+        return self._masks[id(mask), causal][1]
+
+    def _run_masks(self, mask: Tensor, causal: bool) -> Iterator[Tensor | None]:
+        assert self._places is not None
+        parts = torch.split(self._places, [rows * length for rows, length in self.runs])
+        for (rows, length), places in zip(self.runs, parts, strict=True):
+            row, at = places.view(rows, length) // self.width, places.view(rows, length) % self.width
+            seen = mask[:, 0][row[:, :1, None], at[:, :, None], at[:, None, :]][:, None]
+            usual = torch.ones_like(seen, dtype=torch.bool)
+            yield None if torch.equal(seen, usual.tril() if causal else usual) else seen
+
     def pack(self, padded: Tensor) -> Tensor:
         """(batch, seq, …) → (1, length, …)."""
         assert self._places is not None
-        found: Tensor = _Gather.apply(padded.flatten(0, 1), self._places, self._length)  # type: ignore[no-untyped-call]
-        return found[None]
+        return gather(padded.flatten(0, 1), self._places, self.length)[None]
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(1, length, …) → (batch, seq, …)."""
+        assert self._places is not None
         batch, seq = self._shape
-        found: Tensor = _Scatter.apply(packed[0], self._places, batch * seq)  # type: ignore[no-untyped-call]
-        return found.view(batch, seq, *found.shape[1:])
+        return scatter(packed[0], self._places, batch * seq).view(batch, seq, *packed.shape[2:])
 
     def _of_positions(self, given: Any) -> Any:
         """A tensor (batch or 1, seq, …) packed; anything else as it is."""

@@ -80,7 +80,7 @@ def batches() -> list[dict[str, Tensor]]:
         ids = torch.randint(10, 200, (3, 9), generator=generator)
         mask = torch.ones_like(ids)
         mask[1, 6:] = 0
-        ids[1, 6:] = 1  # RoBERTa's padding token; hidden for all
+        ids[1, 6:] = 0  # what pads a decoder's rows, whose head reads the last other token; hidden for all
         made.append({"input_ids": ids, "attention_mask": mask})
     return made
 

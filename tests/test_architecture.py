@@ -49,6 +49,7 @@ LAYERS = (
     "norms",
     "packing",
     "attention",
+    "last_block",
     "fast",
     "model",
     "tiny",

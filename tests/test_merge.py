@@ -71,7 +71,7 @@ def test_plain_transformers_reloads_the_adapted_model(tmp_path: Path, model_type
 def test_full_fine_tuning_replaces_every_tensor(tmp_path: Path, model_type: str, kind: str) -> None:
     opened = open_adapted(tiny_base(tmp_path, model_type), [Full()], kind)
     report = merge(opened, tmp_path / "out", batches=batches())
-    torch.testing.assert_close(logits(reload(tmp_path / "out", kind)), logits(live_model(opened)), atol=0, rtol=0)
+    torch.testing.assert_close(logits(reload(tmp_path / "out", kind)), logits(live_model(opened)), atol=1e-5, rtol=1e-5)
     assert report.copied == report.merged == 0
     assert report.replaced + report.added == len(opened.state)
 

@@ -10,12 +10,12 @@ from test_attention import EXPERTS, OWN, padded
 from torch import Tensor
 
 from lorakit.arch import ARCHITECTURES
-from lorakit.attention import install
+from lorakit.fast import make_fast
 from lorakit.memory import checkpoint_gradients
 from lorakit.methods.lora import LoRA
 from lorakit.methods.prefix_kv import PrefixKV
 from lorakit.model import Head, attach
-from lorakit.packing import Packing, pack, packs
+from lorakit.packing import Packing, packs
 from lorakit.targets import blocks
 
 TYPES = sorted(set(ARCHITECTURES) - OWN)
@@ -27,8 +27,9 @@ def models(model_type: str) -> tuple[Any, Any]:
     plain = bare_model(model_type, "generation" if row.decoder else "classification")
     plain = plain if model_type in EXPERTS else plain.double()
     own = copy.deepcopy(plain)
-    install(own)
-    pack(own, list(blocks(own, row).values()))
+    make_fast(own, row, packed=True)
+    for module in own.modules():
+        vars(module).pop("forward", None)  # RMS norms compute in float32 whatever they get; test_norms.py has them
     return plain, own
 
 
@@ -135,3 +136,39 @@ def test_generation_of_a_packed_model() -> None:
     inputs = {name: one.flip(1) for name, one in padded(decoder=True).items() if isinstance(one, Tensor)}
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": 2}
     assert torch.equal(own.generate(**inputs, **options), plain.generate(**inputs, **options))
+
+
+ENCODERS = sorted(name for name in TYPES if not ARCHITECTURES[name].decoder)
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_the_last_block_of_encoders_computes_first_tokens_alone(model_type: str) -> None:
+    _, own = models(model_type)
+    row, seen = ARCHITECTURES[model_type], []
+    for block in blocks(own, row).values():
+        for name in ("o", "up", "down"):
+            module = block.get_submodule(row.places[name].path)
+            module.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[1]))
+    own(**padded(decoder=False))
+    assert seen == [16, 16, 16, 3, 3, 3]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_heads_that_read_all_tokens_get_them(model_type: str) -> None:
+    """A head without pooler, and ModernBERT's mean over the row."""
+    kind = "generation" if model_type == "bert" else "classification"
+    plain = bare_model(model_type, kind).double()
+    if model_type == "modernbert":
+        plain.config.classifier_pooling = "mean"
+    own = copy.deepcopy(plain)
+    make_fast(own, ARCHITECTURES[model_type], packed=True)
+    assert packs(own)
+    for mine, theirs in zip(found(own, padded(False)), found(plain, padded(False)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_hidden_states_are_padded_ones() -> None:
+    """Who asks for them gets what the model without packing gives."""
+    plain, own = models("bert")
+    mine, theirs = (model(**padded(False), output_hidden_states=True).hidden_states for model in (own, plain))
+    assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
