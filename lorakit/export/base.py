@@ -1,7 +1,7 @@
 """What an export format is: it writes an adapter as another tool reads it, and reads that back for the proof."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path

@@ -63,7 +63,7 @@ class LoraLib(Exporter):
         (most, _), *_ = Counter(stack.rank for stack in stacks.values()).most_common(1)
         others = {path: stack.rank for path, stack in stacks.items() if stack.rank != most}
         lines = [
-            f"`{FILE}` holds what loralib's `lora_state_dict` gives. It does not say with what the layers must be made:",
+            f"`{FILE}` holds what loralib's `lora_state_dict` gives. It does not say how to make the layers:",
             "",
             f"- `lora_alpha={_alpha(stacks):g}`",
             f"- `r={most}`" + ("; of single layers:" if others else ""),

@@ -99,8 +99,11 @@ def test_a_licence_that_is_given_is_the_card_s(opened: Opened, tmp_path: Path) -
 def test_the_base_in_4_bits_and_a_truncation_are_said(opened: Opened, tmp_path: Path) -> None:
     opened.prepared.quantised = Quantised("nf4", "bfloat16", 64, 256, ["model.layers.0.self_attn.q_proj"], "", "cpu")
     text = card_of(opened, tmp_path / "out", rank=2)
-    assert "- It was trained on the base in 4 bits: nf4 with double quantisation, from bfloat16: 1 linear layers." in text
+    assert (
+        "- It was trained on the base in 4 bits: nf4 with double quantisation, from bfloat16: 1 linear layers." in text
+    )
     assert "\n- 4 modules' updates were cut to rank 2" in text
+    opened.prepared.quantised = None
     assert "## Notes" not in card_of(opened, tmp_path / "without")
 
 
