@@ -6,7 +6,7 @@ from lorakit.arch import Architecture
 from lorakit.attention import install
 from lorakit.last_block import reads_first, shorten
 from lorakit.norms import lighten
-from lorakit.packing import pack, packs
+from lorakit.packing import pack, packing_in
 from lorakit.targets import blocks
 
 
@@ -23,5 +23,5 @@ def make_fast(model: Any, row: Architecture, packed: bool) -> None:
     if row.blocks and packed:
         every = list(blocks(model, row).values())
         pack(model, every)
-        if packs(model) and reads_first(model, row):
+        if packing_in(model) and reads_first(model, row):
             shorten(every[-1], row)

@@ -152,7 +152,10 @@ def _kernels(simulation: Simulation, batches: Batches | None = None) -> int:
     if batches is None or not batches.known:
         return KERNELS
     matrices = len({parameter.shape for parameter in simulation.model.parameters() if parameter.ndim == 2})
-    sizes, targets = {shape.tokens for shape in batches.training}, {shape.targets for shape in batches.training}
+    sizes, targets = (
+        {simulation.computed(shape) for shape in batches.training},
+        {shape.targets for shape in batches.training},
+    )
     return min(KERNELS, 2 * (matrices * len(sizes) + len(targets)))
 
 
@@ -166,17 +169,17 @@ def training_peak(simulation: Simulation, shape: Shape, accumulating: bool) -> P
 
 
 def _heaviest(name: str, simulation: Simulation, found: Sequence[Shape], accumulating: bool = False) -> Phase:
-    """The batch with the most padded tokens, unless another, with more targets, needs more by its first's measure."""
+    """The batch with the most tokens to compute, unless another with more targets needs more by that one's measure."""
 
     def phase(shape: Shape) -> Phase:
         parts = simulation.train(shape, accumulating) if name == "training" else simulation.evaluate(shape)
         return Phase(name, parts, shape)
 
-    first = phase(found[0])
+    first = phase(max(found, key=simulation.computed))
     assert first.shape is not None
-    token = first.parts.get("activations", 0) / first.shape.tokens
+    token = first.parts.get("activations", 0) / simulation.computed(first.shape)
     target = (first.parts.get("logits", 0) + first.parts.get("backward", 0)) / max(1, first.shape.targets)
-    other = max(found, key=lambda shape: shape.tokens * token + shape.targets * target)
+    other = max(found, key=lambda shape: simulation.computed(shape) * token + shape.targets * target)
     return first if other == first.shape else max(first, phase(other), key=lambda one: one.total)
 
 

@@ -20,16 +20,23 @@ class Shape:
         rows: Of the batch.
         width: Tokens of a row, with the padding.
         targets: Learned tokens of the whole batch; for text rows the rows.
+        padding: Tokens that are none; 0 where that is not known, and for batches without.
     """
 
     rows: int
     width: int
     targets: int
+    padding: int = 0
 
     @property
     def tokens(self) -> int:
         """With the padding."""
         return self.rows * self.width
+
+    @property
+    def real(self) -> int:
+        """Without it: what blocks compute of packed rows."""
+        return self.tokens - self.padding
 
     def __str__(self) -> str:
         return f"{self.rows} x {self.width}"
@@ -42,17 +49,20 @@ class Padding:
     Args:
         to_max_length: Every row padded to the longest that is allowed.
         unsorted: Rows in the order of the steps, each micro-batch padded to its longest row.
-        sorted: As lorakit does it: the rows of a step sorted by length first.
+        sorted: The rows of a step sorted by length first.
+        packed: Whether the model's blocks compute none of it.
     """
 
     to_max_length: float
     unsorted: float
     sorted: float
+    packed: bool = False
 
 
 def shape_of(rows: Sequence[int], lengths: Lengths, targets: Lengths) -> Shape:
     """The padded batch that some rows make."""
-    return Shape(len(rows), int(lengths[rows].max()), int(targets[rows].sum()))
+    width = int(lengths[rows].max())
+    return Shape(len(rows), width, int(targets[rows].sum()), len(rows) * width - int(lengths[rows].sum()))
 
 
 def cut_steps(train: Train, lengths: Lengths, total: int, limit: Limit, world: int = 1) -> list[list[list[int]]]:
@@ -75,7 +85,7 @@ def _some(steps: Iterable[StepRows], lengths: Lengths) -> list[list[int]]:
 def shapes(batches: Iterable[Sequence[int]], lengths: Lengths, targets: Lengths) -> list[Shape]:
     """The distinct shapes of some batches, most padded tokens first."""
     found = {shape_of(rows, lengths, targets) for rows in batches}
-    return sorted(found, key=lambda shape: (-shape.tokens, -shape.targets, shape.width))
+    return sorted(found, key=lambda shape: (-shape.tokens, -shape.targets, shape.width, shape.padding))
 
 
 def evaluation_shapes(lengths: Lengths, targets: Lengths, limit: Limit) -> list[Shape]:

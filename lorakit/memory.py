@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,6 +14,7 @@ from lorakit.data.collate import Batch
 from lorakit.ledger import Bytes, Ledger, LikeCuda, fake_copy
 from lorakit.lengths import Shape
 from lorakit.objective import objective
+from lorakit.packing import packing_in
 from lorakit.recipe import Recipe
 from lorakit.surgery import trainable_parameters
 
@@ -36,6 +39,7 @@ class Simulation:
         self.mode, self.ledger = FakeTensorMode(), Ledger()
         self._trained: dict[tuple[Shape, bool], Bytes] = {}
         self.model: Any = fake_copy(model, self.mode)
+        self.packing = packing_in(self.model)
         if recipe.train.gradient_checkpointing:
             checkpoint_gradients(self.model)
         self.objective = objective(recipe.task.head, self.model, recipe.train.label_smoothing)
@@ -46,7 +50,9 @@ class Simulation:
         if recipe.task.head == "generation":
             self.model.get_output_embeddings().register_forward_pre_hook(self._logits_begin)
         for parameter in self.trained:
-            parameter.register_post_accumulate_grad_hook(self._gradient_made)  # type: ignore[no-untyped-call]
+            # Not with `self`: what autograd's own hooks refer to, the collector does not see, and nobody would free it.
+            hook = partial(_gradient_made, self.ledger)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         self._allocate_optimizer(build_optimizer)
 
     def _computing(self) -> ExitStack:
@@ -54,6 +60,8 @@ class Simulation:
         modes: list[Any] = [self.mode, self.ledger, *([LikeCuda()] if self.on_cuda else [])]
         for mode in modes:
             stack.enter_context(mode)
+        if self.packing is not None:
+            stack.callback(self.packing.end)
         return stack
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -64,10 +72,6 @@ class Simulation:
     def _logits_begin(self, *_: Any) -> None:
         if self.ledger.part == "activations":  # not when a checkpointed part is computed again
             self.ledger.part = "logits"
-
-    def _gradient_made(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        self.ledger.move(parameter.grad, "gradients")
 
     def _make_gradients(self) -> None:
         self.ledger.part = "gradients"
@@ -142,8 +146,14 @@ class Simulation:
                 self.model(**batch.inputs, use_cache=True, logits_to_keep=1)
         return found
 
+    def computed(self, shape: Shape) -> int:
+        """Tokens of a batch that the model's blocks compute."""
+        return shape.tokens if self.packing is None else self.packing.rounded(shape.real)
+
     def _batch(self, shape: Shape) -> Batch:
         self.ledger.part, self.ledger.chosen = "activations", shape.targets
+        if self.packing is not None:
+            self.packing.assumed = [len(part) for part in np.array_split(range(shape.real), shape.rows)]
         size = (shape.rows, shape.width)
         inputs = {
             "input_ids": torch.zeros(size, dtype=torch.long),
@@ -152,6 +162,11 @@ class Simulation:
         kind = self.recipe.task.head
         labels = torch.zeros(size if kind == "generation" else (shape.rows,), dtype=torch.long)
         return Batch(inputs, labels.float() if kind == "regression" else labels)
+
+
+def _gradient_made(ledger: Ledger, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    ledger.move(parameter.grad, "gradients")
 
 
 def checkpoint_gradients(model: Any) -> None:

@@ -1,6 +1,6 @@
 """RMS norms with a backward pass of their own."""
 
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,9 +36,15 @@ class _RMSNorm(torch.autograd.Function):
         return inner.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), to_weight, None
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
-    found: Tensor = _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
-    return found
+@cache
+def _light(kind: Any) -> Any:
+    """A class of norms with the forward and backward pass above."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found: Tensor = _RMSNorm.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+        return found
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def lighten(model: nn.Module) -> None:
@@ -48,14 +54,18 @@ def lighten(model: nn.Module) -> None:
         model: With its weights; norms of a skeleton are changed as well, since those of the loaded model will be.
     """
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon") and _same(module):
-            module.forward = partial(_norm, module)
+        kind: Any = type(module)
+        if kind.__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.__class__ = _light(kind)
+            if not _same(kind, module):
+                module.__class__ = kind
 
 
 @torch.no_grad()
-def _same(module: Any) -> bool:
+def _same(kind: type[Any], module: Any) -> bool:
+    """Whether a norm of the new class computes what one of its own class does."""
     if module.weight.is_meta:
         return True
     numbers = torch.randn(4, len(module.weight), generator=torch.Generator().manual_seed(0))
     x = numbers.to(module.weight.device, module.weight.dtype)
-    return torch.equal(module(x), _norm(module, x))
+    return torch.equal(module(x), kind.forward(module, x))

@@ -81,11 +81,10 @@ def scatter(packed: Tensor, places: Tensor, size: int) -> Tensor:
 class Packing:
     """The packing of one model; it decides with each forward pass.
 
-    Args:
-        blocks: The model's, in order.
+    It knows no module: a model whose parts know it is to be freed when its last user lets it go.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self) -> None:
         self._places: Tensor | None = None
         self._shape = (0, 0)
         self.length = 0
@@ -93,41 +92,49 @@ class Packing:
         self.runs: list[tuple[int, int]] = []
         """(rows, tokens of each) of rows of one length that follow one another."""
         self._masks: dict[tuple[int, bool], tuple[Tensor, list[Tensor | None]]] = {}
-        self._first, self._last = blocks[0], blocks[-1]
+        self.assumed: list[int] = []
+        """Tokens of each row, for a batch without data (`memory`): its mask cannot be read."""
 
     def begin(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before the model: find out whether this batch has padding, and nothing in it that a cache remembers."""
         mask = inputs.get("attention_mask")
         watched = any(inputs.get(name) for name in ("use_cache", "output_hidden_states", "output_attentions"))
-        self._places = None
-        self._masks.clear()
-        if (
-            watched
-            or inputs.get("past_key_values") is not None
-            or not isinstance(mask, Tensor)
-            or mask.ndim != 2
-            or not _is_real(mask)
-        ):
+        self.end()
+        if watched or inputs.get("past_key_values") is not None or not isinstance(mask, Tensor) or mask.ndim != 2:
             return
-        places = mask.flatten().nonzero()[:, 0]
+        here = _is_real(mask)
+        lengths = mask.ne(0).sum(1).tolist() if here and mask.device.type == "cpu" else self.assumed
+        places = mask.flatten().nonzero()[:, 0] if here else mask.new_zeros(sum(lengths))
         if 0 < len(places) < mask.numel():
             self._places, self._shape = places, (mask.shape[0], mask.shape[1])
-            self.length = -(-len(places) // _STEP) * _STEP
-            lengths = mask.ne(0).sum(1).tolist() if mask.device.type == "cpu" else []
+            self.length = self.rounded(len(places))
             self.runs = [(len(list(run)), length) for length, run in groupby(lengths) if length]
 
-    def before_block(self, block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Pack what the first block is given, and for every block what belongs to positions (rotary angles)."""
+    def end(self) -> None:
+        """Forget the last batch; its backward pass, which may compute blocks anew (checkpointing), must be over."""
+        self._places = None
+        self._masks.clear()
+
+    @staticmethod
+    def rounded(tokens: int) -> int:
+        """Tokens of a packed row, with the zeros at its end."""
+        return -(-tokens // _STEP) * _STEP
+
+    def enter(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Before the first block: pack the hidden states."""
+        return None if self._places is None else (self.pack(args[0]), *args[1:])
+
+    def before_block(self, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Before every block: pack what belongs to positions (rotary angles)."""
         if self._places is None:
             return None
-        hidden, *rest = args
-        rest = [self._of_positions(one) for one in rest]
+        rest = [self._of_positions(one) for one in args[1:]]
         named = {name: one if "mask" in name else self._of_positions(one) for name, one in named.items()}
-        return (self.pack(hidden) if block is self._first else hidden, *rest), named
+        return (args[0], *rest), named
 
-    def after_block(self, block: nn.Module, _: tuple[Any, ...], out: Any) -> Any:
-        """Part what the last block returns into padded rows."""
-        if self._places is None or block is not self._last:
+    def leave(self, _: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
+        """Behind the last block: part what it returns into padded rows."""
+        if self._places is None:
             return None
         return (self.unpack(out[0]), *out[1:]) if isinstance(out, tuple) else self.unpack(out)
 
@@ -140,6 +147,8 @@ class Packing:
     def firsts(self) -> Tensor:
         """Where each row's first token stands in the packed row."""
         assert self._places is not None
+        if not _is_real(self._places):
+            return self._places.new_zeros(self._shape[0])
         return (self._places % self.width == 0).nonzero()[:, 0]
 
     @property
@@ -163,7 +172,7 @@ class Packing:
         Returns:
             Masks (rows, 1, length, length).
         """
-        if mask is None:
+        if mask is None or not _is_real(mask):
             return [None] * len(self.runs)
         if (id(mask), causal) not in self._masks:  # all blocks of a kind share one
             self._masks[id(mask), causal] = (mask, list(self._run_masks(mask, causal)))
@@ -208,23 +217,25 @@ def pack(model: Any, blocks: Sequence[nn.Module]) -> None:
     """
     if model.config._attn_implementation != ATTENTION:
         return
-    packing = Packing(blocks)
+    packing = Packing()
     model.register_forward_pre_hook(packing.begin, with_kwargs=True)
+    blocks[0].register_forward_pre_hook(packing.enter)
     for block in blocks:
         block.register_forward_pre_hook(packing.before_block, with_kwargs=True)
-        block.register_forward_hook(packing.after_block)
+    blocks[-1].register_forward_hook(packing.leave)
     for module in (model, *(module for block in blocks for module in block.modules())):
         setattr(module, _HANDLE, packing)
 
 
-def packs(model: Any) -> bool:
-    """Whether `pack` prepared a model, so that its blocks never compute padding."""
-    return hasattr(model, _HANDLE)
+def packing_in(model: Any) -> Packing | None:
+    """The packing of a model that `pack` prepared, so that its blocks never compute padding."""
+    packing: Packing | None = getattr(model, _HANDLE, None)
+    return packing
 
 
 def packing_of(module: Any) -> Packing | None:
     """The packing of the model that a module is part of, where this forward pass is packed."""
-    packing: Packing | None = getattr(module, _HANDLE, None)
+    packing = packing_in(module)
     return packing if packing is not None and packing.packed else None
 
 

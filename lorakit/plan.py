@@ -5,7 +5,7 @@ machine; else the official counts of the data set stand in.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from lorakit.lengths import Padding, Shape, cut_steps, padding
 from lorakit.memory import Simulation
 from lorakit.modules import ModuleRow, module_rows, parameter_groups
 from lorakit.outline import Outline, offline, outline
+from lorakit.packing import packing_in
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import available_memory
@@ -173,7 +174,7 @@ def make_plan(recipe: Recipe, machine: Machine, progress: Progress) -> Plan:
         splits=splits,
         lengths=None if train is None else train.encoded.lengths,
         max_length=width,
-        padding=_padding(recipe, train, limit, steps, width),
+        padding=_padding(recipe, train, limit, steps, width, packing_in(made.model) is not None),
         steps=steps,
         epochs=None if rows is None or steps is None else steps / steps_per_epoch(rows, recipe.train.batch_size),
         limit=limit,
@@ -266,11 +267,13 @@ def _batches(recipe: Recipe, data: dict[str, SplitData], limit: Limit, row: Shap
     )
 
 
-def _padding(recipe: Recipe, train: SplitData | None, limit: Limit, steps: int | None, width: int) -> Padding | None:
+def _padding(
+    recipe: Recipe, train: SplitData | None, limit: Limit, steps: int | None, width: int, packed: bool
+) -> Padding | None:
     if train is None or steps is None:
         return None
     lengths = train.encoded.lengths
-    return padding(cut_steps(recipe.train, lengths, steps, limit), lengths, width)
+    return replace(padding(cut_steps(recipe.train, lengths, steps, limit), lengths, width), packed=packed)
 
 
 def this_machine(on_cuda: bool | None, memory: int | None) -> Machine:

@@ -111,8 +111,11 @@ def _lengths(plan: Plan) -> Table:
     most = max(rows for _, _, rows in bins)
     lines = [[f"{a}–{b}", f"{rows:,}", "█" * -(-_BAR * rows // most)] for a, b, rows in bins]
     shares = plan.padding
+    own = f"{100 * shares.sorted:.1f} %", "as lorakit pads: the rows of a step sorted by length"
+    if shares.packed:
+        own = "0 %", "as lorakit computes: the rows of a micro-batch are packed into one"
     lines += [
-        ["padding", f"{100 * shares.sorted:.1f} %", "as lorakit pads: the rows of a step sorted by length"],
+        ["padding", *own],
         ["", f"{100 * shares.unsorted:.1f} %", "unsorted, each micro-batch to its longest row"],
         ["", f"{100 * shares.to_max_length:.1f} %", f"every row to the {plan.max_length} of max_length"],
     ]

@@ -13,8 +13,8 @@ def test_the_shapes_of_a_run_by_hand() -> None:
     targets = np.array([1, 2, 3, 4])
     cut = cut_steps(TRAIN, lengths, 2, Limit(rows=2))
     found = shapes([group for step in cut for group in step], lengths, targets)
-    assert found == [Shape(2, 40, 7), Shape(2, 20, 3)]
-    assert found[0].tokens == 80
+    assert found == [Shape(2, 40, 7, padding=10), Shape(2, 20, 3, padding=10)]
+    assert (found[0].tokens, found[0].real) == (80, 70)
 
 
 def test_the_step_with_the_longest_row_is_always_looked_at() -> None:
@@ -35,7 +35,7 @@ def test_no_micro_batch_of_a_short_run_is_missed() -> None:
 def test_evaluation_shapes_are_largest_first() -> None:
     lengths = np.array([8] * 10 + [64])
     found = evaluation_shapes(lengths, lengths, Limit(rows=4))
-    assert found[0] == Shape(4, 64, 64 + 3 * 8)
+    assert found[0] == Shape(4, 64, 64 + 3 * 8, padding=3 * 56)
     assert [shape.tokens for shape in found] == sorted((shape.tokens for shape in found), reverse=True)
 
 

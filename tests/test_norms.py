@@ -9,7 +9,7 @@ from bare_models import bare_model
 from torch import Tensor, nn
 
 from lorakit.arch import ARCHITECTURES
-from lorakit.norms import lighten
+from lorakit.norms import _light, lighten
 
 RMS = ["llama", "smollm3", "mistral", "qwen2", "qwen3", "phi3", "qwen3_moe", "mixtral"]
 
@@ -19,7 +19,7 @@ def rms_norms(model: nn.Module) -> list[Any]:
 
 
 def lightened(module: Any) -> bool:
-    return "forward" in vars(module)
+    return type(module) is _light(type(module).__bases__[0])
 
 
 @pytest.mark.parametrize("model_type", RMS)

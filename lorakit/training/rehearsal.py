@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from lorakit.data.collate import collate
 from lorakit.errors import LorakitError
 from lorakit.evaluate import BATCH, Part, evaluate
 from lorakit.lengths import cut_steps
+from lorakit.packing import packing_in
 from lorakit.progress import Silent
 from lorakit.runtime import derive, disk_errors, size_text
 from lorakit.splits import SplitData
@@ -73,7 +75,7 @@ def _train(run: Run) -> int:
     trainee, lengths = run.trainee, run.train.encoded.lengths
     while True:
         steps = cut_steps(run.recipe.train, lengths, run.total, trainee.limit, run.world.size)
-        rows = max((group for step in steps for group in step), key=lambda group: len(group) * lengths[group].max())
+        rows = max((group for step in steps for group in step), key=partial(_weight, run))
         failed = False
         try:
             _pass(run, rows, accumulating=any(len(step) > 1 for step in steps))
@@ -83,7 +85,7 @@ def _train(run: Run) -> int:
             failed = True
         trainee.optimizer.zero_grad(set_to_none=True)
         if not run.world.most(failed):
-            return int(len(rows) * lengths[rows].max())
+            return _weight(run, rows)
         torch.cuda.empty_cache()
         if len(rows) == 1:
             raise LorakitError(
@@ -91,6 +93,12 @@ def _train(run: Run) -> int:
                 "train.gradient_checkpointing, model.dtype: bfloat16, or a smaller task.max_length"
             )
         trainee.limit = Limit(rows=len(rows) // 2)
+
+
+def _weight(run: Run, rows: list[int]) -> int:
+    """Tokens that the model's blocks compute of a micro-batch."""
+    lengths = run.train.encoded.lengths[rows]
+    return int(lengths.sum() if packing_in(run.prepared.model) else len(rows) * lengths.max())
 
 
 def _pass(run: Run, rows: list[int], accumulating: bool) -> None:

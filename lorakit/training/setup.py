@@ -21,7 +21,7 @@ from lorakit.model import Prepared, prepare
 from lorakit.modules import parameter_groups
 from lorakit.nf4 import footprint, installed, require
 from lorakit.objective import objective
-from lorakit.packing import packs
+from lorakit.packing import packing_in
 from lorakit.progress import Progress
 from lorakit.recipe import Recipe
 from lorakit.runtime import peak_memory_bytes, versions
@@ -259,7 +259,7 @@ def first_limit(recipe: Recipe, model: Any, on_cpu: bool, devices: int = 1) -> L
     if size != "auto":
         return Limit(rows=size)
     return (
-        Limit(tokens=CPU_TOKENS, overhead=None if packs(model) else CPU_OVERHEAD)
+        Limit(tokens=CPU_TOKENS, overhead=None if packing_in(model) else CPU_OVERHEAD)
         if on_cpu
         else Limit(rows=-(-recipe.train.batch_size // devices))
     )
