@@ -6,6 +6,7 @@ model(**switch.tokenizer("It rains.", "It is raining.", return_tensors="pt")).lo
 """
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from lorakit.export.base import whole_tensors
 from lorakit.merge_plan import adapted_layers
 from lorakit.methods.base import Adapted
 from lorakit.model import prepare, suit
+from lorakit.packing import share_packing
 from lorakit.surgery import replace
 
 _SWITCHED = ("lora", "bitfit")
@@ -107,9 +109,9 @@ class Switch:
         after = self._mounted[name] if name is not None else None
         modules, parameters = (after.modules, after.parameters) if after else ({}, {})
         for path in before.modules.keys() - modules.keys() if before else ():
-            replace(self.model, path, self._base_modules[path])
+            self._put(path, self._base_modules[path])
         for path, module in modules.items():
-            replace(self.model, path, module)
+            self._put(path, module)
         for owner, last in before.parameters.keys() - parameters.keys() if before else ():
             setattr(owner, last, self._base_parameters[owner, last])
         for (owner, last), parameter in parameters.items():
@@ -117,6 +119,15 @@ class Switch:
         self._say_labels(after.opened if after else self._first)
         self.used = name
         return self.model
+
+    def _put(self, path: str, module: nn.Module) -> None:
+        """Set a module into the model; the hooks of the place (`last_block`) stay with the place."""
+        before = self.model.get_submodule(path)
+        if module is before:
+            return
+        replace(self.model, path, module)
+        module._forward_pre_hooks, before._forward_pre_hooks = before._forward_pre_hooks, OrderedDict()
+        module._forward_hooks, before._forward_hooks = before._forward_hooks, OrderedDict()
 
     def _mount(self, opened: Opened) -> _Mounted:
         """Tie a run's layers, which were made for a skeleton, to the base's modules; the model is bare meanwhile."""
@@ -129,6 +140,7 @@ class Switch:
             base = self._base_modules.setdefault(path, self.model.get_submodule(path))
             if isinstance(module, Adapted):
                 module.frozen = base
+                share_packing(self.model, module)
             module.requires_grad_(False).to(device)
         parameters: dict[tuple[nn.Module, str], nn.Parameter] = {}
         for name, value in whole_tensors(opened).items():

@@ -91,6 +91,8 @@ class Packing:
         """Tokens of the packed row, with the zeros at its end."""
         self.runs: list[tuple[int, int]] = []
         """(rows, tokens of each) of rows of one length that follow one another."""
+        self.firsts = torch.empty(0)
+        """Where each row's first token stands in the packed row."""
         self._masks: dict[tuple[int, bool], tuple[Tensor, list[Tensor | None]]] = {}
         self.assumed: list[int] = []
         """Tokens of each row, for a batch without data (`memory`): its mask cannot be read."""
@@ -108,11 +110,13 @@ class Packing:
         if 0 < len(places) < mask.numel():
             self._places, self._shape = places, (mask.shape[0], mask.shape[1])
             self.length = self.rounded(len(places))
+            counts = mask.ne(0).sum(1)
+            self.firsts = counts.cumsum(0) - counts
             self.runs = [(len(list(run)), length) for length, run in groupby(lengths) if length]
 
     def end(self) -> None:
         """Forget the last batch; its backward pass, which may compute blocks anew (checkpointing), must be over."""
-        self._places = None
+        self._places, self.firsts = None, torch.empty(0)
         self._masks.clear()
 
     @staticmethod
@@ -142,14 +146,6 @@ class Packing:
     def packed(self) -> bool:
         """Whether this forward pass is."""
         return self._places is not None
-
-    @property
-    def firsts(self) -> Tensor:
-        """Where each row's first token stands in the packed row."""
-        assert self._places is not None
-        if not _is_real(self._places):
-            return self._places.new_zeros(self._shape[0])
-        return (self._places % self.width == 0).nonzero()[:, 0]
 
     @property
     def width(self) -> int:
@@ -225,6 +221,16 @@ def pack(model: Any, blocks: Sequence[nn.Module]) -> None:
     blocks[-1].register_forward_hook(packing.leave)
     for module in (model, *(module for block in blocks for module in block.modules())):
         setattr(module, _HANDLE, packing)
+
+
+def share_packing(model: Any, module: nn.Module) -> None:
+    """Let a module that is set into a model be packed as that is.
+
+    Args:
+        model: The model.
+        module: Made for another model of the same form.
+    """
+    setattr(module, _HANDLE, packing_in(model))
 
 
 def packing_in(model: Any) -> Packing | None:
