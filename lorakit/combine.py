@@ -92,16 +92,28 @@ def other_base(one: Opened, other: Opened) -> str | None:
         one: A run.
         other: Another.
     """
-    homes = [run.prepared.located for run in (one, other)]
-    if homes[0].directory != homes[1].directory:
-        entries = [model_entries(home.directory) for home in homes]
-        if entries[0].keys() != entries[1].keys() or len({fingerprint(found, found) for found in entries}) > 1:
-            return f"{other.directory}: is of the base {homes[1].name}, and {one.directory} of {homes[0].name}"
+    if problem := other_weights(one, other):
+        return problem
     heads = [head_of(run.recipe) for run in (one, other)]
     if (heads[0].kind == "generation") != (heads[1].kind == "generation"):
         return f"{other.directory}: is for {heads[1].kind}, and {one.directory} for {heads[0].kind}"
     if one.recipe.model.overrides != other.recipe.model.overrides:
         return f"{other.directory}: has other model.overrides than {one.directory}"
+    return None
+
+
+def other_weights(one: Opened, other: Opened) -> str | None:
+    """Why two runs' bases have other weights; None where they have the same.
+
+    Args:
+        one: A run.
+        other: Another.
+    """
+    homes = [run.prepared.located for run in (one, other)]
+    if homes[0].directory != homes[1].directory:
+        entries = [model_entries(home.directory) for home in homes]
+        if entries[0].keys() != entries[1].keys() or len({fingerprint(found, found) for found in entries}) > 1:
+            return f"{other.directory}: is of the base {homes[1].name}, and {one.directory} of {homes[0].name}"
     return None
 
 

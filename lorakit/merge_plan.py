@@ -228,7 +228,12 @@ def stored_weight(prepared: Prepared, path: str, elements: int) -> Stored:
         elements: At most so many in a block, but at least a row.
     """
     name = f"{path}.weight"
-    entry = model_entries(prepared.located.directory)[prepared.file_names.get(name, name)]
+    entries = model_entries(prepared.located.directory)
+    key = prepared.file_names.get(name, name)
+    if key not in entries:  # tied: the files have it once, by the other name
+        tied = next(group for group in _tied_groups(prepared.model) if name in group)
+        key = next(other for other in (prepared.file_names.get(one, one) for one in tied) if other in entries)
+    entry = entries[key]
     quantised = prepared.quantised
     there = requantiser(quantised) if quantised is not None and path in quantised.modules else None
     return partial(Piece(name, entry, None, None, entry.dtype, there).blocks, elements)

@@ -19,7 +19,7 @@ from lorakit.tiny import make_tiny_base
 
 Tiny = Callable[[str], Path]
 COMMANDS = ["train", "eval", "predict", "merge", "export", "plan", "init", "report", "score", "schema"]
-COMMANDS += ["compare", "latency", "import", "combine"]
+COMMANDS += ["compare", "latency", "import", "combine", "analyze"]
 
 
 class Cli:

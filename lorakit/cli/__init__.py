@@ -20,10 +20,10 @@ from lorakit.launch import be_worker, report
 
 # Each adds its commands to the application, and `--help` lists them in this order.
 # isort: off
-from lorakit.cli import recipes, runs, checks, compare, results, adapters
+from lorakit.cli import recipes, runs, checks, compare, results, adapters, analyze
 # isort: on
 
-__all__ = ["adapters", "app", "checks", "compare", "main", "recipes", "results", "runs"]
+__all__ = ["adapters", "analyze", "app", "checks", "compare", "main", "recipes", "results", "runs"]
 
 
 def _version(asked: bool) -> None:

@@ -119,13 +119,26 @@ def best(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
         (out, rank) and (rank, in), float32, each with the square roots of the singular values; (min(r, out, in),)
         float64.
     """
+    u, values, v = decompose(left, right)
+    roots = values[:rank].sqrt()
+    return (u[:, :rank] * roots).float(), (roots[:, None] * v[:, :rank].T).float(), values
+
+
+def decompose(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of left · right, from the factors alone.
+
+    Args:
+        left: (out, r).
+        right: (r, in).
+
+    Returns:
+        u (out, k), the singular values (k,), falling, and v (in, k), float64, with left · right = u · diag(values) · vᵀ
+        and k = min(r, out, in).
+    """
     q1, r1 = torch.linalg.qr(left.double())
     q2, r2 = torch.linalg.qr(right.double().T)
     u, values, v = torch.linalg.svd(r1 @ r2.T, full_matrices=False)
-    roots = values[:rank].sqrt()
-    b = q1 @ (u[:, :rank] * roots)
-    a = (roots[:, None] * v[:rank]) @ q2.T
-    return b.float(), a.float(), values
+    return q1 @ u, values, q2 @ v.T
 
 
 def _pair(layer: LoRALayer, b: Tensor, a: Tensor) -> LowRank:
