@@ -42,18 +42,18 @@ def energy(run: RunFound, name: str) -> Picture:
     for axes, title, group in zip(every, names, groups, strict=False):
         width = max(len(one.spectrum.values) for one in group)
         cells = np.full((len(group), width), np.nan)
-        for row, one in enumerate(group):
+        for line, one in enumerate(group):
             kept = one.kept()
-            cells[row, : len(kept)] = kept
+            cells[line, : len(kept)] = kept
         _heat(axes, cells)
-        enough = [(one.spectrum.energy_rank, row + 1) for row, one in enumerate(group) if one.spectrum.energy_rank]
+        enough = [(one.spectrum.energy_rank, line + 1) for line, one in enumerate(group) if one.spectrum.energy_rank]
         axes.plot(*zip(*enough, strict=True) if enough else ((), ()), "o", color=ORANGE, markersize=3.5)
         axes.set(title=_short(title), xlabel="rank k", aspect="auto")
         layers = ["–" if one.site.layer is None else str(one.site.layer) for one in group]
         apart = -(-len(group) // LABELS)
         axes.set_yticks(range(1, len(group) + 1)[::apart], layers[::apart])
-    for row in grid:
-        row[0].set_ylabel("layer")
+    for first, *_ in grid:
+        first.set_ylabel("layer")
     _bar(figure, every[: len(groups)], "share kept")
     alt = (
         f"share of ‖ΔW‖² of {run.label} that rank k keeps, by layer, for {', '.join(names)}; dots: where it is "

@@ -49,6 +49,7 @@ def by_chance(i: int, j: int, size: int) -> float:
 
 def _left(factor: Tensor) -> Tensor:
     """Left singular vectors of a tall factor (n, r), as many as its rank."""
+    u: Tensor
     u, values, _ = torch.linalg.svd(factor, full_matrices=False)
     tiny = torch.finfo(torch.float32).eps * max(factor.shape)  # the factors were trained in float32
     return u[:, values > tiny * values[:1]] if len(values) and values[0] > 0 else u[:, :0]
