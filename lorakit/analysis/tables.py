@@ -15,7 +15,7 @@ Table = tuple[list[str], list[list[str]]]
 def spectra(run: RunFound) -> Table:
     """A run's matrices: the spectrum of ΔW, and what it amplifies."""
     header = ["matrix", "rank", "‖ΔW‖", "σ₁", "effective rank", f"rank for {ENERGY:.0%}"]
-    header += ["‖W‖", "W in ΔW's", "in W's own", "in random", "factor"]
+    header += ["‖W‖", "‖W‖ along ΔW", "along W", "along random", "factor"]
     return header, [_spectrum(one) for one in run.matrices]
 
 
@@ -71,8 +71,8 @@ def markdown(found: Analysis, pictures: dict[str, Picture]) -> str:
         parts += [f"## {escape(run.label)}\n", table(*spectra(run), "---:"), f"{escape(suggestion(run))}.\n"]
         parts += _pictured(pictures, f"energy_{number}")
     parts += [
-        "W in ΔW's: ‖UᵀWV‖ with U, V the first singular vectors of ΔW, as many as its rank; in W's own: with those of "
-        "W, the most there can be; in random: with those of a random matrix. factor: ‖ΔW‖ / ‖UᵀWV‖.\n"
+        "‖W‖ along ΔW: ‖UᵀWV‖ with U, V the first singular vectors of ΔW, as many as its rank; along W: with those of "
+        "W itself, the most there can be; along random: with those of a random matrix. factor: ‖ΔW‖ / ‖UᵀWV‖.\n"
     ]
     for number, pair in enumerate(found.pairs, 1):
         parts += [f"## {escape(pair.one)} and {escape(pair.other)}\n", table(*overlaps(pair), "---:")]

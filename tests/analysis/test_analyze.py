@@ -160,7 +160,8 @@ def test_runs_of_one_seed_start_alike(tiny: Tiny) -> None:
     starts = []
     for rank in (2, 8):
         made = prepare(Base(base=str(tiny("llama"))), [LoRA(rank=rank, alpha=4, targets=["q"])], Head("generation"), 1)
-        starts.append(next(layer.update.A for layer in made.model.modules() if isinstance(layer, LoRALayer)))
+        layer = next(module for module in made.model.modules() if isinstance(module, LoRALayer))
+        starts.append(layer.update.factors()[1])
     assert torch.equal(starts[0], starts[1][:2])
 
 
@@ -180,7 +181,7 @@ def test_one_factor_of_zeros_is_left_out(tmp_path: Path, tiny: Tiny) -> None:
 
 
 def test_what_cannot_be_analysed(tmp_path: Path, tiny: Tiny) -> None:
-    none = {"rank": "absent", "alpha": "absent"}
+    none: dict[str, Any] = {"rank": "absent", "alpha": "absent"}
     llama = run_of(tmp_path / "llama", tiny("llama"), targets=["q"])
     with pytest.raises(CheckpointError, match=r"is of the base gpt2, and .* of llama"):
         analyze([llama, run_of(tmp_path / "gpt2", tiny("gpt2"))], Silent())
