@@ -21,6 +21,7 @@ from lorakit.errors import CheckpointError, RecipeError
 from lorakit.methods.lora import LoRA
 from lorakit.methods.low_rank import LoRALayer
 from lorakit.model import Base, Head, prepare
+from lorakit.nf4 import weight_of
 from lorakit.progress import Silent
 
 Tiny = Callable[[str], Path]
@@ -163,6 +164,20 @@ def test_runs_of_one_seed_start_alike(tiny: Tiny) -> None:
         layer = next(module for module in made.model.modules() if isinstance(module, LoRALayer))
         starts.append(layer.update.factors()[1])
     assert torch.equal(starts[0], starts[1][:2])
+
+
+def test_a_base_in_4_bits_is_looked_at_as_those_left_it(tmp_path: Path, tiny: Tiny) -> None:
+    plain = run_of(tmp_path / "plain", tiny("llama"), targets=["q"])
+    quantised = moved_run(
+        tmp_path / "nf4", tiny("llama"), "completion", model={"quantize": "nf4"}, method={"targets": ["q"]}
+    )
+    one, other = analyze([plain, quantised], Silent()).runs
+    path = one.matrices[0].site.path
+    live = open_run(quantised).prepared.model.get_submodule(path)
+    norms = [run.matrices[0].amplification.base_norm for run in (one, other) if run.matrices[0].amplification]
+    assert norms[1] == pytest.approx(float(weight_of(live.frozen).float().norm()), rel=1e-5)
+    assert norms[0] == pytest.approx(norms[1], rel=0.01)
+    assert norms[0] != pytest.approx(norms[1], rel=1e-5)
 
 
 def test_one_factor_of_zeros_is_left_out(tmp_path: Path, tiny: Tiny) -> None:
