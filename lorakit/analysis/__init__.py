@@ -80,12 +80,13 @@ def write(found: Analysis, out: Path) -> None:
         sites = [site for site in pair.overlaps if site.layer == found.layer]
         if picture := phi(pair, sites, f"phi_{number}"):
             pictures[f"phi_{number}"] = picture
+    # First of all, since it is what the directory is known by.
+    write_atomic(out / JSON, json.dumps(json_ready(found.as_dict()), ensure_ascii=False) + "\n")
     with disk_errors(out):
         for old in [*out.glob("energy_*.png"), *out.glob("phi_*.png")]:
             old.unlink()
     for name, picture in pictures.items():
         write_atomic(out / f"{name}.png", picture.png)
-    write_atomic(out / JSON, json.dumps(json_ready(found.as_dict()), ensure_ascii=False) + "\n")
     write_atomic(out / MARKDOWN, markdown(found, pictures))
 
 
