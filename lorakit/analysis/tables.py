@@ -38,8 +38,8 @@ def suggestion(run: RunFound) -> str:
     given = sorted({one.rank for one in run.matrices})
     ranks = f"{given[0]}" if len(given) == 1 else f"{given[0]} to {given[-1]}"
     return (
-        f"{run.label}: of rank {ranks}, the first {run.enough()} directions of every matrix keep {ENERGY:.0%} of the "
-        f"energy of all ΔW together; {run.enough_for_each()} keep {ENERGY:.0%} of each"
+        f"{run.label}: trained with rank {ranks}; rank {run.enough()} keeps {ENERGY:.0%} of the energy of all ΔW "
+        f"together, rank {run.enough_for_each()} {ENERGY:.0%} of each"
     )
 
 

@@ -135,7 +135,7 @@ def test_several_runs(tmp_path: Path, tiny: Tiny, cli: Callable[..., tuple[int, 
     code, said, err = cli(one, other, one, "--out", out, "--layer", 0)
     assert (code, err) == (0, "")
     assert f"written: {out / 'analysis.md'}" in said
-    assert "the first 2 directions of every matrix keep 99% of the energy" in said
+    assert "trained with rank 2; rank 2 keeps 99% of the energy" in said
     names = {"analysis.json", "analysis.md", *(f"{kind}_{n}.png" for kind in ("energy", "phi") for n in (1, 2, 3))}
     assert {file.name for file in out.iterdir()} == names
     facts = json.loads((out / "analysis.json").read_text())

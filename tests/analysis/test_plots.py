@@ -68,7 +68,8 @@ def test_the_tables() -> None:
     ]
     # Energies 9, 1, 0 and then 0.01, 1, 0: the first directions hold 10 of 11.01.
     assert (found.enough(), found.enough_for_each()) == (2, 2)
-    assert "of rank 2, the first 2 directions of every matrix keep 99%" in suggestion(found)
+    expected = "a: trained with rank 2; rank 2 keeps 99% of the energy of all ΔW together, rank 2 99% of each"
+    assert suggestion(found) == expected
     header, rows = overlaps(pair(["q"], (2, 5)))
     assert len(header) == len(rows[0]) == 8
     assert rows[0][:2] == ["layer 0 q", "2 and 5"]
