@@ -258,7 +258,8 @@ def test_first_rows(tiny: Tiny) -> None:
     ],
 )
 def test_resolve_precision(precision: str, dtype: str, device: str, expected: str) -> None:
-    recipe: Any = SimpleNamespace(train=SimpleNamespace(precision=precision), model=SimpleNamespace(dtype=dtype))
+    model = SimpleNamespace(dtype=dtype, quantize=None)
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(precision=precision), model=model)
     if "needs" in expected:
         with pytest.raises(RecipeError, match=expected):
             resolve_precision(recipe, torch.device(device))

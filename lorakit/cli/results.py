@@ -53,7 +53,9 @@ def merge(
 @app.command()
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option(help="The format: peft, portable (PEFT, vLLM and llama.cpp), gguf (llama.cpp), loralib.")],
+    to: Annotated[
+        str, typer.Option(help="The format: peft, portable (PEFT, vLLM and llama.cpp), gguf (llama.cpp), loralib.")
+    ],
     out: Annotated[Path, typer.Option(help="The directory to make.")],
     checkpoint: Checkpoint = None,
     rank: Annotated[
