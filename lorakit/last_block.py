@@ -37,9 +37,13 @@ def shorten(block: nn.Module, row: Architecture) -> None:
 
 def _to_first(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
     packing = packing_of(module)
-    return None if packing is None else gather(args[0][0], packing.firsts, len(packing.firsts))[None]
+    if packing is None or args[0].shape[:-1] != (1, packing.length):  # somebody calls the module by itself
+        return None
+    return gather(args[0][0], packing.firsts, len(packing.firsts))[None]
 
 
 def _from_first(module: nn.Module, _: object, out: Tensor) -> Tensor | None:
     packing = packing_of(module)
-    return None if packing is None else scatter(out[0], packing.firsts, packing.length)[None]
+    if packing is None or out.shape[:-1] != (1, len(packing.firsts)):
+        return None
+    return scatter(out[0], packing.firsts, packing.length)[None]

@@ -114,6 +114,11 @@ class Packing:
             self.firsts = counts.cumsum(0) - counts
             self.runs = [(len(list(run)), length) for length, run in groupby(lengths) if length]
 
+    def after(self, *_: object) -> None:
+        """Behind the model: where no backward pass will come, the batch is done with."""
+        if not torch.is_grad_enabled():
+            self.end()
+
     def end(self) -> None:
         """Forget the last batch; its backward pass, which may compute blocks anew (checkpointing), must be over."""
         self._places, self.firsts = None, torch.empty(0)
@@ -215,6 +220,7 @@ def pack(model: Any, blocks: Sequence[nn.Module]) -> None:
         return
     packing = Packing()
     model.register_forward_pre_hook(packing.begin, with_kwargs=True)
+    model.register_forward_hook(packing.after)
     blocks[0].register_forward_pre_hook(packing.enter)
     for block in blocks:
         block.register_forward_pre_hook(packing.before_block, with_kwargs=True)
