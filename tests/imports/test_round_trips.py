@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lorakit.checkpoint import Opened, open_run
 from lorakit.export import export
-from lorakit.export.loralib import CARD, FILE
+from lorakit.export.card import CARD
+from lorakit.export.loralib import FILE
 from lorakit.imports import import_adapter
 from lorakit.merge_plan import adapted_layers
 from lorakit.methods import LoRA
