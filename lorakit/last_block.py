@@ -28,9 +28,8 @@ def shorten(block: nn.Module, row: Architecture) -> None:
         block: The last, of a model that `reads_first` and whose rows are packed.
         row: Its architecture.
     """
-    for ends in (("o",), ("up", "gate")):
-        for path in {row.places[name].path for name in ends if name in row.places}:
-            block.get_submodule(path).register_forward_pre_hook(_to_first)
+    for path in {row.places[name].path for name in ("o", "up", "gate") if name in row.places}:
+        block.get_submodule(path).register_forward_pre_hook(_to_first)
     for end in ("o", "down"):
         block.get_submodule(row.places[end].path).register_forward_hook(_from_first)
 

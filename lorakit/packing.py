@@ -105,12 +105,12 @@ class Packing:
         if watched or inputs.get("past_key_values") is not None or not isinstance(mask, Tensor) or mask.ndim != 2:
             return
         here = _is_real(mask)
-        lengths = mask.ne(0).sum(1).tolist() if here and mask.device.type == "cpu" else self.assumed
+        counts = mask.ne(0).sum(1)
+        lengths = counts.tolist() if here and mask.device.type == "cpu" else self.assumed
         places = mask.flatten().nonzero()[:, 0] if here else mask.new_zeros(sum(lengths))
         if 0 < len(places) < mask.numel():
             self._places, self._shape = places, (mask.shape[0], mask.shape[1])
             self.length = self.rounded(len(places))
-            counts = mask.ne(0).sum(1)
             self.firsts = counts.cumsum(0) - counts
             self.runs = [(len(list(run)), length) for length, run in groupby(lengths) if length]
 

@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from faults.runs import died_after
 from safetensors.torch import load_file
 from small_runs import files, losses, recipe_file, report, run, same_result, small_recipe
 from world_runs import train_in_world
@@ -27,8 +28,6 @@ from lorakit.session import open_session, probe_batches
 from lorakit.smoke import smoke
 from lorakit.surgery import canonical
 from lorakit.tiny import make_tiny_base
-from lorakit.training import run as run_module
-from lorakit.training.loop import Step, optimise
 from lorakit.weights import model_entries
 
 ROOT = Path(__file__).parents[1]
@@ -86,26 +85,10 @@ def states(layer: Any) -> list[torch.Tensor]:
     return [state.absmax, state.state2.absmax, state.offset]
 
 
-class Died(BaseException):
-    """The process is gone."""
-
-
 @pytest.mark.parametrize("step", [3, 5])
-def test_a_run_that_died_and_is_resumed_is_the_whole_run(
-    tmp_path: Path, whole: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_a_run_that_died_and_is_resumed_is_the_whole_run(tmp_path: Path, whole: tuple[Recipe, Path], step: int) -> None:
     recipe, uninterrupted = whole
-
-    def dying(*args: Any) -> Iterator[Step]:
-        for done in optimise(*args):
-            yield done
-            if done.number == step:
-                raise Died
-
-    monkeypatch.setattr(run_module, "optimise", dying)
-    with pytest.raises(Died):
-        run(recipe, tmp_path / "run")
-    monkeypatch.undo()
+    died_after(step, recipe, tmp_path / "run")
     run(recipe, tmp_path / "run", resume=True)
     same_result(uninterrupted, tmp_path / "run")
     assert files(tmp_path / "run") == files(uninterrupted)

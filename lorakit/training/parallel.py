@@ -73,9 +73,7 @@ def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, s
     # Off comes the wrapper that makes all outputs float32: of logits over a vocabulary a copy twice as large, and one
     # of their gradient, a tenth of an e2e step. Who calls the model sets the autocast, and widens what must be wide.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    if sharded:
-        return wrapped, optimizer
-    if accelerator.num_processes > 2 and accelerator.device.type == "cpu":
+    if not sharded and accelerator.num_processes > 2 and accelerator.device.type == "cpu":
         wrapped.register_comm_hook(None, _mean_in_order)
     return wrapped, optimizer
 
