@@ -5,6 +5,7 @@ from types import FrameType
 from typing import Any
 
 from lorakit.errors import LorakitError
+from lorakit.world import World
 
 
 class Interrupted(LorakitError):
@@ -27,10 +28,15 @@ class StopEvaluation(Exception):
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is remembered; a second one acts at once, as without us."""
+    """While entered, the first SIGINT or SIGTERM is remembered; a second one acts at once, as without us.
+
+    What this process has received and what all processes have agreed on are kept apart: a signal that arrives while
+    they talk counts at the next step, and one that others have spoken of already is still this process's first.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.agreed: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -46,6 +52,15 @@ class StopSignals:
         """Put the previous handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def asked(self, world: World) -> bool:
+        """Whether any process was asked to stop: all must leave at the same step.
+
+        Args:
+            world: All processes; each must ask.
+        """
+        self.agreed = world.most(self.received or 0) or None
+        return self.agreed is not None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

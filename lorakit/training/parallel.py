@@ -1,5 +1,6 @@
 """Several processes train one model: each with a copy of it (ddp), or with a part of it (fsdp)."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -69,7 +70,9 @@ def wrap(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, s
         wrapped = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         optimizer = accelerator.prepare_optimizer(optimizer)
     else:
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():  # torch's newer name for it is not known to accelerate
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
+            wrapped, optimizer = accelerator.prepare(model, optimizer)
     # Off comes the wrapper that makes all outputs float32: of logits over a vocabulary a copy twice as large, and one
     # of their gradient, a tenth of an e2e step. Who calls the model sets the autocast, and widens what must be wide.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)

@@ -111,7 +111,7 @@ def _steps(run: Run, signals: StopSignals) -> None:
             if _patience_spent(run):
                 run.progress.say(f"stopped after step {step.number}: {train.patience} evaluations without a better one")
                 return
-            if _stop_asked(run, signals) and not last:
+            if signals.asked(run.world) and not last:
                 _stop(run, signals)
             began = time.monotonic()
 
@@ -148,12 +148,6 @@ def _count_skipped(run: Run, step: Step) -> None:
             f"This step's rows, counted from 1: {named_rows(step.skipped)} of {run.train.name}; "
             f"all of them: the lines of kind skip in {run.history.file}"
         )
-
-
-def _stop_asked(run: Run, signals: StopSignals) -> bool:
-    """Whether any process was asked to stop: all must leave at the same step."""
-    signals.received = run.world.most(signals.received or 0) or None
-    return signals.received is not None
 
 
 def _tell_plan(run: Run, before: Limit) -> Limit:
@@ -213,7 +207,7 @@ def _evaluate(run: Run, data: SplitData, signals: StopSignals, limit: int | None
     """
 
     def leave_if_asked() -> None:
-        if _stop_asked(run, signals):
+        if signals.asked(run.world):
             raise StopEvaluation
 
     watched, task = _Watched(run.progress, leave_if_asked), run.recipe.task
@@ -268,11 +262,11 @@ def _stoppable(run: Run, signals: StopSignals, save: bool = True) -> Iterator[No
 
 
 def _stop(run: Run, signals: StopSignals, save: bool = True) -> None:
-    assert signals.received is not None
+    assert signals.agreed is not None
     if save:
         _save(run)
     raise Interrupted(
-        signals.received,
+        signals.agreed,
         f"stopped after step {run.state.step} of {run.total}; saved. Continue with the same command and --resume",
     )
 

@@ -57,6 +57,7 @@ def test_stopped_killed_and_continued(tmp_path: Path, tiny: Tiny) -> None:
     assert f"stopped after step {stopped}" in said
     assert "--resume" in said
     assert "Traceback" not in said
+    assert "Warning" not in said
     process = started(recipe, out, "--resume")
     wait_for(process, out, stopped + 3)
     said = end(process, signal.SIGKILL)  # of the parent: the workers end with it, and the lock is free

@@ -5,6 +5,21 @@ import threading
 import pytest
 
 from lorakit.training.interrupt import Interrupted, StopSignals
+from lorakit.world import ALONE, World
+
+
+class Talking(World):
+    """Processes of which this one is sent a signal while they talk; another knows of `TOLD`."""
+
+    TOLD = 0
+
+    def most(self, value: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return max(value, self.TOLD)
+
+
+class TalkingOfOne(Talking):
+    TOLD = int(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -20,6 +35,24 @@ def test_a_second_signal_acts_at_once() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_that_comes_while_processes_agree_counts_at_the_next_step() -> None:
+    with StopSignals() as signals:
+        assert not signals.asked(Talking())
+        assert signals.asked(ALONE)
+        assert signals.agreed == signal.SIGINT
+
+
+def test_one_that_others_have_spoken_of_is_still_the_first() -> None:
+    with StopSignals() as signals:
+        assert signals.asked(TalkingOfOne())
+        assert signals.agreed == signal.SIGTERM
+    with StopSignals() as signals:
+        signals.agreed = signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_handlers_are_put_back_even_after_an_error() -> None:
