@@ -7,13 +7,12 @@ at each reading, that the file is as it was written.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
@@ -35,6 +34,12 @@ QUANTISED_FORMAT = 3
 ADAPTER = "adapter.safetensors"
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    "BOOL": torch.bool,
+}
+"""Of what methods and optimisers keep, by safetensors' names."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,10 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
     if written > QUANTISED_FORMAT:
         raise NewerFormat(f"{file}: written by a newer lorakit (format {written}); upgrade to read it")
     try:
-        if written == 1:
-            state = _load(file)
-        else:
+        state = dict(StoredTensors(file))
+        if written > 1:
             fields = unsealed(fields)
-            state = read_tensors(file, fields.pop("tensors"))
+            check_digest(file, state, fields.pop("tensors"))
         quantised = fields.pop("quantised", None)
         provenance = Provenance(**fields, quantised=quantised and Quantised(**quantised))
     except (ValueError, TypeError, KeyError) as error:
@@ -147,23 +151,45 @@ def read_adapter(file: Path) -> tuple[dict[str, Tensor], Provenance]:
     return state, provenance
 
 
-def read_tensors(file: Path, digest: object) -> dict[str, Tensor]:
-    """The tensors of a file, which must have a digest (see `seal`).
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for: the optimiser's may be as large as the base.
+
+    They are read, and not mapped: a disk that fails would end the process where nobody could say why.
+
+    Args:
+        file: The file.
 
     Raises:
-        CheckpointError: The file cannot be read, or holds other tensors.
+        CheckpointError: It cannot be read; when it is made, or when a tensor is asked for.
     """
-    tensors = _load(file)
+
+    def __init__(self, file: Path) -> None:
+        self._file, (self._entries, _) = file, read_header(file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        try:
+            tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+            entry.read_into(tensor.reshape(-1).view(torch.uint8).numpy().data, 0)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{self._file}: damaged: {name}: {error}") from error
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def check_digest(file: Path, tensors: Mapping[str, Tensor], digest: object) -> None:
+    """Whether a file's tensors are those that were written (see `seal`).
+
+    Raises:
+        CheckpointError: They are not, or cannot be read.
+    """
     if tensors_digest(tensors) != digest:
         raise CheckpointError(f"{file}: damaged: its tensors are not those that were written")
-    return tensors
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_bytes(file.read_bytes())
-    except Exception as error:
-        raise CheckpointError(f"{file}: damaged: {error}") from error
 
 
 @dataclass

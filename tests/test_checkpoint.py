@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from lorakit.checkpoint import (
     FORMAT,
     RECIPE,
     Provenance,
+    StoredTensors,
     adapter_file,
+    check_digest,
     head_of,
     open_run,
     read_adapter,
@@ -30,6 +33,7 @@ from lorakit.errors import CheckpointError, LorakitError
 from lorakit.merge import merge
 from lorakit.model import prepare
 from lorakit.recipe import load
+from lorakit.seal import tensors_digest
 from lorakit.surgery import trainable_parameters, trainable_state
 
 PROVENANCE = Provenance(FORMAT, [{"name": "lora", "rank": 4}], "owner/base", "0123abc", "f" * 64)
@@ -300,3 +304,52 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         save_adapter(file, some_state(), replace(PROVENANCE, base="other"))
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [ADAPTER]
+
+
+def test_stored_tensors_are_those_of_the_file(tmp_path: Path) -> None:
+    kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+    tensors = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in kinds}
+    tensors |= {"number": torch.tensor(2.5), "none": torch.zeros(0, 3)}
+    save_file(tensors, tmp_path / "some.safetensors")
+    stored = StoredTensors(tmp_path / "some.safetensors")
+    assert stored.keys() == tensors.keys()
+    assert len(stored) == len(tensors)
+    for name, tensor in tensors.items():
+        assert stored[name].dtype == tensor.dtype
+        assert torch.equal(stored[name], tensor)
+
+
+def test_stored_tensors_of_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:
+    file = tmp_path / "some.safetensors"
+    save_file({"a": torch.ones(100), "b": torch.ones(100)}, file)
+    stored = StoredTensors(file)
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - 8)
+    assert stored["a"].sum() == 100
+    with pytest.raises(CheckpointError, match="has become shorter"):
+        stored["b"]
+
+
+def test_a_checkpoint_is_verified_one_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full fine-tune's moments are twice the model: reading them all back to look at them could end the run."""
+    file = tmp_path / "some.safetensors"
+    tensors = {name: torch.full((1000,), float(index)) for index, name in enumerate("abc")}
+    save_file(tensors, file)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    read = StoredTensors.__getitem__
+
+    def counted(self: StoredTensors, name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = read(self, name)
+        alive.append(weakref.ref(tensor))
+        most = max(most, sum(one() is not None for one in alive))
+        return tensor
+
+    monkeypatch.setattr(StoredTensors, "__getitem__", counted)
+    check_digest(file, StoredTensors(file), tensors_digest(tensors))
+    assert len(alive) == 3
+    assert most <= 2  # the next is read before the name of the last one is given away
+    tensors["b"][7] = 0
+    with pytest.raises(CheckpointError, match="not those that were written"):
+        check_digest(file, StoredTensors(file), tensors_digest(tensors))

@@ -15,11 +15,19 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from lorakit.checkpoint import ADAPTER, CHECKPOINTS, RECIPE, Provenance, read_adapter, read_tensors, save_adapter
+from lorakit.checkpoint import (
+    ADAPTER,
+    CHECKPOINTS,
+    RECIPE,
+    Provenance,
+    StoredTensors,
+    check_digest,
+    read_adapter,
+    save_adapter,
+)
 from lorakit.errors import CheckpointError, NewerFormat
 from lorakit.lock import LOCK
 from lorakit.runtime import atomic_directory, disk_errors, write_atomic
@@ -180,7 +188,7 @@ def restore_optimizer(
 
 def read_moments(checkpoint: Path) -> dict[str, Tensor]:
     """The optimiser's moments in a checkpoint that `newest_checkpoint` has found whole, by parameter and kind."""
-    return load_bytes((checkpoint / _TENSORS).read_bytes())
+    return dict(StoredTensors(checkpoint / _TENSORS))
 
 
 def newest_checkpoint(
@@ -286,7 +294,8 @@ def _read(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
         raise CheckpointError(f"{checkpoint / ADAPTER}: damaged: it is of another checkpoint")
     moments, _ = read_header(checkpoint / _TENSORS)
     _check_moments(checkpoint / _TENSORS, moments, state, adapter)
-    read_tensors(checkpoint / _TENSORS, state.digests.get(_TENSORS))
+    file = checkpoint / _TENSORS
+    check_digest(file, StoredTensors(file), state.digests.get(_TENSORS))
     return state, adapter
 
 
