@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
     BeforeValidator,
@@ -35,6 +35,7 @@ from lorakit.methods import METHODS
 from lorakit.methods.base import Method
 from lorakit.model import Base
 from lorakit.recipe_errors import Misfit, Schema, explain, refusal_of
+from lorakit.references import Paper, PaperRow
 from lorakit.schedule import InitFrom, Train, Warmup
 from lorakit.section import Section
 from lorakit.tasks import TASKS
@@ -101,23 +102,6 @@ class Generate(Section):
         return penalty
 
 
-class Paper(Section):
-    """The number that the recipe reproduces; the report shows it beside what was measured."""
-
-    source: str
-    """Where it is printed, e.g. `Table 2`."""
-    metric: str
-    """The task's metric that it is compared with."""
-    value: float
-    """The number, on the paper's scale (87.5, not 0.875)."""
-    std: NonNegativeFloat | None = None
-    """Its spread over seeds, as printed."""
-    tolerance: NonNegativeFloat | None = None
-    """How far from `value`, on the paper's scale, a run may end and still count as a reproduction."""
-    note: str | None = None
-    """What a reader of the comparison must know."""
-
-
 class Variation(Section):
     """What one of the methods that `lorakit compare` trains has for itself; null: as in the recipe."""
 
@@ -135,8 +119,12 @@ class Variation(Section):
     """Decoupled decay of all trained matrices."""
     warmup: Warmup | None = None
     """How long the learning rate rises; `{steps: 0}`: not at all."""
-    init_from: InitFrom | None = None
-    """Another run of this method to start from; null: as in the recipe, whose run is one of its own method."""
+    init_from: InitFrom | Literal["base"] | None = None
+    """Another run of this method to start from; base: from none; null: as in the recipe, whose run is one of its own
+    method."""
+    paper: PaperRow | None = None
+    """The number of this method's row, by the metric and from the source of the recipe's `paper`, without which it is
+    nothing."""
 
     @field_validator("steps")
     @classmethod
@@ -231,13 +219,20 @@ class Recipe(Section):
     @classmethod
     def _paper_metric(cls, paper: Paper | None, info: ValidationInfo) -> Paper | None:
         task = info.data.get("task")
-        if task and paper and paper.metric not in (*task.metrics, "loss"):
-            raise Misfit({("metric",): refusal_of(paper.metric, [*task.metrics, "loss"])})
+        if task is None or paper is None:
+            return paper
+        problems = _strange_metrics(paper, task, ())
+        if paper.metric not in (*task.metrics, "loss"):
+            problems["metric",] = refusal_of(paper.metric, [*task.metrics, "loss"])
+        if paper.split is not None and task.splits and paper.split not in task.splits:
+            problems["split",] = refusal_of(paper.split, task.splits)
+        if problems:
+            raise Misfit(problems)
         return paper
 
     @field_validator("methods")
     @classmethod
-    def _methods_known(cls, methods: dict[str, Variation]) -> dict[str, Variation]:
+    def _methods_known(cls, methods: dict[str, Variation], info: ValidationInfo) -> dict[str, Variation]:
         own = {name: variation for name, variation in methods.items() if variation.method}
         problems: dict[Path, str] = {
             (name,): f"no method has this name: {problem}; or give it a `method` of its own"
@@ -247,6 +242,9 @@ class Recipe(Section):
         for name in methods:
             if not _FILE_NAME.fullmatch(name):
                 problems[name,] = "a name has letters, digits, dot, underscore, hyphen and plus, at most 60"
+        for name, row in ((name, variation.paper) for name, variation in methods.items() if variation.paper):
+            if task := info.data.get("task"):
+                problems |= _strange_metrics(row, task, (name, "paper"))
         if problems:
             raise Misfit(problems)
         return methods
@@ -255,6 +253,12 @@ class Recipe(Section):
     def _one_method(self, method: Methods, to_data: SerializerFunctionWrapHandler) -> Any:
         data = to_data(method)
         return data[0] if len(data) == 1 else data
+
+
+def _strange_metrics(row: PaperRow, task: Task, path: Path) -> dict[Path, str]:
+    """Path → what is wrong, of the keys of `others` that are no metrics of the task."""
+    strange = [name for name in row.others if name not in (*task.metrics, "loss")]
+    return {(*path, "others", name): refusal_of(name, [*task.metrics, "loss"]) for name in strange}
 
 
 def _misfit(first: Method, second: Method) -> str:

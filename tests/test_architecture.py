@@ -55,6 +55,7 @@ LAYERS = (
     "tiny",
     "schedule",
     "variants",
+    "references",
     "recipe",
     "checkpoint",
     "objective",

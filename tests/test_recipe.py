@@ -275,6 +275,21 @@ BAD: list[tuple[str, str, list[str]]] = [
         "",
         ['r.yaml:12: paper.metric: got "acc"; allowed: "accuracy" or "loss"'],
     ),
+    (
+        GLUE + "paper: {source: T, metric: accuracy, value: 9, split: tset, others: {acc: 1}}\n",
+        "methods.full.paper={value: 9, others: {f2: 1}}",
+        [
+            'r.yaml:12: paper.others.acc: got "acc"; allowed: "accuracy" or "loss"',
+            'r.yaml:12: paper.split: got "tset"; did you mean "test"? allowed: "train", "validation", '
+            '"validation_mismatched", "test", "test_mismatched" or "diagnostic"',
+            'command line: methods.full.paper.others.f2: got "f2"; allowed: "accuracy" or "loss"',
+        ],
+    ),
+    (
+        GLUE + "methods: {full: {init_from: bse}}\n",
+        "",
+        ['r.yaml:12: methods.full.init_from: got "bse"; did you mean "base"? allowed: a mapping, "base" or null'],
+    ),
     # wrong types of every scalar kind
     (GLUE, "method.rank=true", ["command line: method.rank: got true; allowed: a whole number > 0"]),
     (GLUE, 'method.rank="8"', ['command line: method.rank: got "8"; allowed: a whole number > 0']),

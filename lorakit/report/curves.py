@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorakit.report.blocks import Picture
-from lorakit.report.facts import RAW
+from lorakit.report.facts import RAW, on_paper_scale
 from lorakit.report.plots import Curve, curves
 
 _UNITS = {"generation": "nats per token", "classification": "nats per row", "regression": "mean squared error"}
@@ -62,6 +62,5 @@ def _points(lines: Lines, key: str) -> list[tuple[float, float]]:
 
 def _metric(lines: Lines, name: str) -> list[tuple[float, float]]:
     """(step, value) on the scale on which the metric is shown; an undefined one is left out."""
-    scale = 1 if name in RAW else 100
     found = [(line["step"], line.get("metrics", {}).get(name)) for line in lines]
-    return [(step, scale * value) for step, value in found if value is not None]
+    return [(step, on_paper_scale(name, value)) for step, value in found if value is not None]

@@ -9,11 +9,21 @@ RAW = {"loss", "nist", "nist_perl", "cider"}
 """Metrics that are printed as they are; the others are 0 to 1 and printed times 100, as the paper does."""
 
 
+def on_paper_scale(metric: str, value: float) -> float:
+    """0.875 as 87.5; NIST, CIDEr and the loss as they are."""
+    return value if metric in RAW else 100 * value
+
+
 def shown(metric: str, value: float | None) -> str:
     """A metric as people read it: BLEU 0.684 as 68.40; a correlation with a constant is undefined."""
     if value is None or math.isnan(value):
         return "undefined"
     return f"{value:.4f}" if metric in RAW else f"{100 * value:.2f}"
+
+
+def shown_spread(metric: str, mean: float, std: float | None) -> str:
+    """A mean as people read it, with its standard deviation where there is one."""
+    return shown(metric, mean) if std is None else f"{shown(metric, mean)} ± {shown(metric, std)}"
 
 
 def metric_rows(metrics: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
@@ -26,16 +36,19 @@ def metric_rows(metrics: dict[str, dict[str, float]]) -> tuple[list[str], list[l
 
 
 def paper_line(report: dict[str, Any]) -> str | None:
-    """The paper's number beside what was measured; None where the recipe carries none."""
+    """The number that the recipe carries beside what was measured; None where it carries none."""
     paper = report["paper"]
-    found: dict[str, float] = next(iter(report["metrics"].values()), {})
-    if not paper or paper["metric"] not in found:
+    measured = report["metrics"]
+    reported_on = (paper or {}).get("split")  # older reports have no such key
+    split = reported_on if reported_on in measured else next(iter(measured), None)
+    if not paper or split is None or paper["metric"] not in measured[split]:
         return None
-    measured = shown(paper["metric"], found[paper["metric"]])
+    value = shown(paper["metric"], measured[split][paper["metric"]])
     spread = f" ± {paper['std']}" if paper["std"] is not None else ""
-    split = next(iter(report["metrics"]))
+    elsewhere = f" on {reported_on}" if reported_on and reported_on != split else ""
     return (
-        f"{paper['metric']}: {measured} measured on {split}, {paper['value']}{spread} in the paper ({paper['source']})"
+        f"{paper['metric']}: {value} measured on {split}, {paper['value']}{spread} reported{elsewhere} "
+        f"({paper['source']})"
     )
 
 

@@ -1,7 +1,7 @@
 """A page as Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lorakit.report.blocks import Block, Code, Examples, Page, Section, Table, Text
 
@@ -49,7 +49,23 @@ def _example(number: int, example: Sequence[tuple[str, str]]) -> str:
     return f"{number}. {escape(label)}: {escape(text)}\n" + "".join(lines)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---") -> str:
-    """A table, all columns but the first aligned so."""
-    lines = [list(map(escape, header)), ["---", *[align] * (len(header) - 1)], *(list(map(escape, r)) for r in rows)]
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    align: str = "---",
+    strong: Collection[tuple[int, int]] = (),
+) -> str:
+    """A table.
+
+    Args:
+        header: Of the columns.
+        rows: As many cells each.
+        align: Of all columns but the first.
+        strong: (row, column) of the cells in bold.
+    """
+    cells = [
+        [f"**{escape(cell)}**" if (i, j) in strong else escape(cell) for j, cell in enumerate(row)]
+        for i, row in enumerate(rows)
+    ]
+    lines = [list(map(escape, header)), ["---", *[align] * (len(header) - 1)], *cells]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

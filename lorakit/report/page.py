@@ -55,7 +55,7 @@ def _cards(report: dict[str, Any]) -> list[Card]:
     cards = [Card(name, shown(name, found[name]), f"on {split}") for split, found in report["metrics"].items()]
     if paper := report["paper"]:
         spread = f" ± {paper['std']}" if paper["std"] is not None else ""
-        cards.append(Card(f"{paper['metric']} in the paper", f"{paper['value']}{spread}", paper["source"]))
+        cards.append(Card(f"{paper['metric']} reported", f"{paper['value']}{spread}", paper["source"]))
     counts, speed = report["parameters"], report["tokens_per_second"]
     share = 100 * counts["trainable"] / counts["total"]
     cards.append(Card("trained", f"{share:.2f} %", f"{counts['trainable']:,} of {counts['total']:,} parameters"))

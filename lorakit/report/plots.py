@@ -6,15 +6,18 @@ Colours are Okabe and Ito's, which colour-blind people tell apart.
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorakit.report.blocks import Picture
+from lorakit.runtime import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 INK, FAINT, BLUE, ORANGE = "#1f2328", "#d0d7de", "#0072b2", "#d55e00"
 COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
@@ -76,7 +79,7 @@ def curves(
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if drawn[0].style != "line":
-        _legend(figure)
+        legend(figure)
     alt = f"{ylabel} over {steps:,} steps: {', '.join(_ends(curve) for curve in drawn)}"
     return picture_of(figure, name, alt)
 
@@ -116,28 +119,35 @@ def scatter(name: str, labels: Sequence[float], predictions: Sequence[float]) ->
     axes.plot([low, high], [low, high], color=ORANGE, linewidth=1, linestyle="--", label="prediction = label")
     axes.plot(labels[::apart], predictions[::apart], "o", color=BLUE, alpha=0.4, markersize=4, markeredgewidth=0)
     axes.set(xlabel="label", ylabel="prediction", aspect="equal")
-    _legend(figure)
+    legend(figure)
     return picture_of(figure, name, f"predictions over labels of {len(labels[::apart]):,} rows")
 
 
 def figure_of(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
     """An empty figure of this size in inches, in our style."""
+    figure, (axes,) = figures_of(size, 1, 1)
+    return figure, axes
+
+
+def figures_of(size: tuple[float, float], rows: int, columns: int) -> tuple["Figure", list["Axes"]]:
+    """An empty figure with several axes, row by row, in our style."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.patch.set_visible(False)
-    axes.tick_params(color=FAINT, labelcolor=INK)
-    for spine in axes.spines.values():
-        spine.set_color(FAINT)
-    return figure, axes
+        grid = [axes for row in figure.subplots(rows, columns, squeeze=False) for axes in row]
+    for axes in grid:
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.patch.set_visible(False)
+        axes.tick_params(color=FAINT, labelcolor=INK)
+        for spine in axes.spines.values():
+            spine.set_color(FAINT)
+    return figure, grid
 
 
-def _legend(figure: "Figure") -> None:
+def legend(figure: "Figure") -> None:
     """Above the axes, from the left; it takes height from them and no width."""
     figure.legend(frameon=False, loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=1.4, fontsize=8.5)
 
@@ -156,14 +166,22 @@ def _noisy(axes: "Axes", curve: Curve, colour: str) -> None:
     axes.plot(x, smooth, color=colour, linewidth=1.8, label=f"{curve.label} (mean of {steps:,})")
 
 
-def picture_of(figure: "Figure", name: str, alt: str) -> Picture:
-    """A drawn figure as both kinds of picture."""
+def picture_of(figure: "Figure", name: str, alt: str, coloured: "Collection[Text]" = ()) -> Picture:
+    """A drawn figure as both kinds of picture.
+
+    Args:
+        figure: Drawn.
+        name: Of the picture.
+        alt: What it shows, in words.
+        coloured: Texts that keep their colours: they stand on something that has the same colour on every page.
+    """
     import matplotlib
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        text.set_color(INK)
+        if text not in coloured:
+            text.set_color(INK)
         text.set_parse_math(False)  # a label may contain dollars
     png, svg = io.BytesIO(), io.StringIO()
     # The salt: the same bytes for the same data.
@@ -173,6 +191,19 @@ def picture_of(figure: "Figure", name: str, alt: str) -> Picture:
         figure.set_layout_engine("none")  # what has been found for the one is right for the other
         figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None})
     return Picture(name, alt, png.getvalue(), _for_page(svg.getvalue()))
+
+
+def write_alone(picture: Picture, folder: Path) -> None:
+    """Write NAME.png and NAME.svg, the latter in the colours of the PNG: there is no page around it.
+
+    Raises:
+        LorakitError: The disk refuses.
+    """
+    svg = picture.svg
+    for colour, variable in COLOURS.items():
+        svg = svg.replace(variable, colour)
+    write_atomic(folder / f"{picture.name}.png", picture.png)
+    write_atomic(folder / f"{picture.name}.svg", svg)
 
 
 def _for_page(svg: str) -> str:

@@ -53,10 +53,8 @@ def test_metric_rows_of_splits_with_different_metrics() -> None:
 
 def test_paper_beside_what_was_measured() -> None:
     assert paper_line(report()) is None
-    assert paper_line(report(paper=PAPER)) == (
-        "accuracy: 87.54 measured on validation, 87.5 ± 0.3 in the paper (Table 2)"
-    )
-    assert "87.5 in" in str(paper_line(report(paper=PAPER | {"std": None})))
+    assert paper_line(report(paper=PAPER)) == ("accuracy: 87.54 measured on validation, 87.5 ± 0.3 reported (Table 2)")
+    assert "87.5 reported (" in str(paper_line(report(paper=PAPER | {"std": None})))
     assert paper_line(report(paper=PAPER, metrics={})) is None
 
 
@@ -88,3 +86,10 @@ def test_notes_are_told_with_their_split() -> None:
         "validation: 3 of 9 predictions are no query",
         "other: x",
     ]
+
+
+def test_a_number_of_another_split_is_told_as_such() -> None:
+    elsewhere = PAPER | {"split": "validation_mismatched"}
+    assert "87.00 measured on validation_mismatched, 87.5 ± 0.3 reported (" in str(paper_line(report(paper=elsewhere)))
+    not_measured = str(paper_line(report(paper=PAPER | {"split": "test"})))
+    assert "87.54 measured on validation, 87.5 ± 0.3 reported on test (Table 2)" in not_measured

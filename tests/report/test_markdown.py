@@ -61,3 +61,8 @@ def test_text_stays_text(text: str, escaped: str) -> None:
 
 def test_table() -> None:
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def test_cells_in_bold() -> None:
+    text = table(["a", "b"], [["1*", "2"], ["1*", "4"]], "---:", {(1, 0)})
+    assert text == "| a | b |\n| --- | ---: |\n| 1\\* | 2 |\n| **1\\*** | 4 |\n"

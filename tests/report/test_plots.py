@@ -3,11 +3,12 @@
 import re
 import struct
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
 from lorakit.report.blocks import Picture
-from lorakit.report.plots import BINS, COLOURS, Curve, confusion, curves, scatter
+from lorakit.report.plots import BINS, COLOURS, ORANGE, Curve, confusion, curves, scatter, write_alone
 
 
 def size(picture: Picture) -> tuple[int, int]:
@@ -54,6 +55,16 @@ def test_a_long_curve_is_thinned() -> None:
 def test_the_same_data_are_the_same_bytes() -> None:
     one, two = (curves("loss", "loss", [loss(10)], 10) for _ in range(2))
     assert one == two
+
+
+def test_a_picture_that_stands_alone_has_colours_of_its_own(tmp_path: Path) -> None:
+    picture = curves("loss", "loss", [loss(10)], 10)
+    write_alone(picture, tmp_path)
+    assert (tmp_path / "loss.png").read_bytes() == picture.png
+    svg = (tmp_path / "loss.svg").read_text()
+    assert "var(--" in picture.svg
+    assert "var(--" not in svg
+    assert set(COLOURS) - {ORANGE} <= set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
 
 
 def test_confusion() -> None:
