@@ -12,7 +12,7 @@ FUZZ ?= 10000
 
 help:
 	@echo "make demo      install, train SmolLM2 on made-up data, evaluate, merge, export (about 4 min on 2 cores)"
-	@echo "make test      install, make check, and the tests with the two embedded models (about 6 min on 2 cores)"
+	@echo "make test      install, make check, and the tests with the two embedded models (about 25 min on 2 cores)"
 	@echo "make test-all  make test and what is long"
 	@echo "make test-faults  1,000 kills and every fault at every point (KILLS, POINTS; about 40 min on 2 cores)"
 	@echo "make test-fuzz  10,000 mutated files of each kind (FUZZ; about 15 min on 2 cores)"
@@ -71,6 +71,7 @@ docs: install
 
 recipes: install
 	$(BIN)/python scripts/make_recipes.py
+	$(BIN)/python scripts/make_reproduction.py
 
 parity: install
 	$(BIN)/python scripts/parity.py

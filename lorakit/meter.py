@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from lorakit.kept import current
 from lorakit.runtime import peak_memory_bytes
 
 _SECONDS_BETWEEN_LOOKS = 0.005
@@ -82,8 +83,10 @@ class Meter:
         self._stop.set()
 
     def mark(self) -> None:
-        """What is in use now is the imports'."""
-        self._before = used_bytes()
+        """What is in use now is the imports', and what an earlier run of this process has left is not."""
+        self._before, kept = used_bytes(), current()
+        if kept is not None:
+            self._before = kept.before = self._before if kept.before is None else kept.before
         if _on_gpu():
             import torch
 

@@ -2,10 +2,10 @@
 
 import difflib
 import logging
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +16,8 @@ from lorakit.bases import Located, locate
 from lorakit.data.slots import Slots
 from lorakit.errors import ModelError, RecipeError
 from lorakit.file_names import absent, check_new, file_names_of, in_body
+from lorakit.kept import current, own, stamps
 from lorakit.nf4 import LOAD_DTYPE, Quantised, loading_config, quantisable, require, settle
-from lorakit.runtime import derive
 from lorakit.section import Section
 from lorakit.weights import fingerprint, model_entries
 
@@ -155,6 +155,7 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         check_new(model, located, head.kind == "generation", new)
     unknown = absent(model, file_names) - new
     coverage = attach(model, row, methods, head, new, seed)
+    own(model)
     _check_names(model, located, unknown)
     return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names, quantised)
 
@@ -184,10 +185,11 @@ def attach(
     from lorakit.fast import make_fast
     from lorakit.methods.base import slots_of
     from lorakit.surgery import even_norms, freeze
+    from lorakit.task_head import prepare_head
 
     freeze(model)
     if head.kind != "generation":
-        _prepare_head(model, row, new, seed)
+        prepare_head(model, row, new, seed)
     coverage = [method.apply(model, row, seed) for method in methods]
     even_norms(model)
     make_fast(model, row, packed=not slots_of(methods).count)
@@ -324,6 +326,19 @@ def _load(
     base: Base, config: Any, located: Located, head: Head, quantised: Quantised | None
 ) -> "tuple[nn.Module, set[str]]":
     """The model with its weights, and the parameters that the files lack."""
+    read = partial(_read, base, config, located, head, quantised)
+    kept = current()
+    if kept is None or quantised is not None:  # 4-bit weights carry what a copy of their module would not
+        return read()
+    dtype, files = torch_dtype(base, located.directory), stamps(located.directory)
+    config_text = config.to_json_string(use_diff=False)
+    key = (located.directory, files, config_text, _auto_class(head), dtype, base.trust_remote_code)
+    return kept.take(key, read)
+
+
+def _read(
+    base: Base, config: Any, located: Located, head: Head, quantised: Quantised | None
+) -> "tuple[nn.Module, set[str]]":
     options = {}
     if quantised is not None:
         options["quantization_config"] = loading_config(build_skeleton(base, config, head), quantised.modules)
@@ -364,34 +379,6 @@ def _check_names(model: "nn.Module", located: Located, unknown: set[str]) -> Non
             f"model.base: {located.name}: cannot tell which tensors of its files are {', '.join(lost[:3])} "
             f"({len(lost)} in all), so they could not be merged; leave them out of method.targets"
         )
-
-
-def _prepare_head(model: "nn.Module", row: Architecture, new: Collection[str], seed: int) -> None:
-    """Release the task's head; initialise what the files lack, from the seed alone.
-
-    Weights N(0, initializer_range²), biases zero, norms one: what transformers does for nearly all of these heads, but
-    as a function of (seed, name), whatever was drawn before.
-    """
-    from lorakit.surgery import release
-
-    wanted = re.compile(rf"({'|'.join(map(re.escape, row.head))})(\.|$)")
-    for name, parameter in model.named_parameters():
-        if name in new or wanted.match(name):
-            release(parameter)
-        if name in new and not parameter.is_meta:
-            _initialise(name, parameter, float(getattr(model.config, "initializer_range", 0.02)), seed)
-
-
-def _initialise(name: str, parameter: "nn.Parameter", std: float, seed: int) -> None:
-    import torch
-
-    with torch.no_grad():
-        if parameter.ndim > 1:
-            generator = torch.Generator().manual_seed(derive(seed, "head", name))
-            values = torch.empty(parameter.shape).normal_(0, std, generator=generator)
-            parameter.copy_(values)
-        else:
-            parameter.fill_(1.0 if name.lower().endswith("norm.weight") else 0.0)
 
 
 def _one_line(error: Exception) -> str:

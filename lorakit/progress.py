@@ -74,8 +74,8 @@ class _PlainBar:
         if slow_enough or (self.done >= self.total and now - self.began >= 2):
             self.shown = now
             beside = "".join(f"  {name} {value}" for name, value in values.items())
-            rate = (self.done - self.before) / max(now - self.began, 1e-9)
-            print(f"{self.label}  {self.done}/{self.total} {self.unit}  {rate:.1f} {self.unit}/s{beside}", flush=True)
+            speed = _speed(self.done - self.before, now - self.began, self.unit)
+            print(f"{self.label}  {self.done}/{self.total} {self.unit}{speed}{beside}", flush=True)
 
 
 class Live:
@@ -117,11 +117,18 @@ class _LiveBar:
 
     def advance(self, count: int = 1, **values: str) -> None:
         self.done += count
-        rate = self.done / max(time.monotonic() - self.began, 1e-9)
-        fields: dict[str, Any] = {"speed": f"{rate:.1f} {self.unit}/s"}
+        fields: dict[str, Any] = {"speed": _speed(self.done, time.monotonic() - self.began, self.unit).strip()}
         if values:
             fields["beside"] = "".join(f"  {name} {value}" for name, value in values.items())
         self.shown.update(self.task, advance=count, **fields)
+
+
+def _speed(done: int, seconds: float, unit: str) -> str:
+    """Units in a second, or seconds for a unit, whichever has a digit to show; nothing before the first is done."""
+    if not done:
+        return ""
+    rate = done / max(seconds, 1e-9)
+    return f"  {rate:.1f} {unit}/s" if rate >= 0.5 else f"  {1 / rate:,.0f} s each"
 
 
 def for_terminal(main_process: bool = True) -> Progress:

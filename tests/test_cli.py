@@ -19,7 +19,7 @@ from lorakit.tiny import make_tiny_base
 
 Tiny = Callable[[str], Path]
 COMMANDS = ["train", "eval", "predict", "merge", "export", "plan", "init", "report", "score", "schema"]
-COMMANDS += ["compare", "latency", "import", "combine", "analyze"]
+COMMANDS += ["compare", "latency", "sweep", "reproduce", "import", "combine", "analyze"]
 
 
 class Cli:
@@ -85,7 +85,8 @@ def test_help_of_every_command(cli: Cli, command: str) -> None:
 
 
 def test_help_names_every_command(cli: Cli) -> None:
-    registered = {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands}
+    shown = [info for info in app.registered_commands if not info.hidden]
+    registered = {info.name or getattr(info.callback, "__name__", "") for info in shown}
     assert registered == set(COMMANDS)
     _, out, _ = cli("--help")
     assert all(command in out for command in COMMANDS)

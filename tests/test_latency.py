@@ -7,13 +7,13 @@ import torch
 from small_runs import recipe_file, small_recipe
 
 from lorakit.cli import main
-from lorakit.compare.settings import read, recipe_for
 from lorakit.data.slots import PLACEHOLDER, Slots
 from lorakit.errors import RecipeError
 from lorakit.latency import BASE, Deployed, Grid, _with_places, deploy, measure, prepare_base, table
 from lorakit.methods.base import Adapted
 from lorakit.model import Prepared
 from lorakit.progress import Silent
+from lorakit.trials.settings import read, recipe_for
 from lorakit.variants import variants
 
 Tiny = Callable[[str], Path]

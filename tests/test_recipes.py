@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from shipped import RECIPES, in_turn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorakit.arch import architecture
 from lorakit.checkpoint import head_of
-from lorakit.compare.settings import Given, recipe_for
 from lorakit.configs import CONFIGS
 from lorakit.model import attach
 from lorakit.modules import parameter_groups
@@ -16,9 +16,9 @@ from lorakit.progress import Silent
 from lorakit.recipe import Recipe, dump, json_schema, load
 from lorakit.smoke import model_type_of, smoke
 from lorakit.surgery import trainable_parameters
+from lorakit.trials.settings import Given, recipe_for
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 SCHEMA = ROOT / "docs/recipe.schema.json"
 
 
@@ -35,17 +35,6 @@ def combination(recipe: Recipe) -> tuple[str, ...]:
         start,
         bits,
     )
-
-
-def in_turn() -> list[object]:
-    """Every recipe; those whose combination came before are `long`."""
-    seen: set[tuple[str, ...]] = set()
-    cases = []
-    for file in RECIPES:
-        found = combination(load(file))
-        cases.append(pytest.param(file, id=file.stem, marks=[pytest.mark.long] if found in seen else []))
-        seen.add(found)
-    return cases
 
 
 def test_there_are_recipes() -> None:
@@ -69,7 +58,7 @@ def test_a_recipe_says_how_it_is_checked_and_run(file: Path) -> None:
     assert any(f"lorakit train {file.relative_to(ROOT)}" in line for line in head)
 
 
-@pytest.mark.parametrize("file", in_turn())
+@pytest.mark.parametrize("file", in_turn(combination))
 def test_a_recipe_passes_its_smoke_run(
     file: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,9 +108,40 @@ def test_trained_parameters_of_the_real_base(name: str, method: int, head: int) 
             "roberta_large_cola_houlsby",  # Table 2's labels: 0.8M, 6.0M, 0.8M, 3.0M
             {"houlsby_0.8m": 835_968, "houlsby_6m": 6_343_680, "pfeiffer_0.8m": 811_392, "pfeiffer_3m": 3_171_840},
         ),
-        ("gpt2_medium_e2e", {"top_layers": 25_194_496, "lin_small": 368_784, "lin_wide": 11_089_152}),
-        ("gpt2_large_e2e", {"lin_small": 875_808, "lin_wide": 23_002_848}),
-        ("llama3_8b_wikisql", {"preembed": 4096 * 264, "prelayer": 32 * 4096 * 16}),
+        (
+            "roberta_cola",  # FT 125.0M, BitFit 0.1M, AdptD 0.3M and 0.9M
+            {
+                "full": 124_055_040,
+                "bitfit": 102_144,
+                "adapter_drop_0.3m": 298_176,
+                "adapter_drop_0.9m": 894_528,
+            },
+        ),
+        ("roberta_large_cola", {"full": 354_310_144}),
+        ("deberta_xxl_cola", {"full": 1_564_549_632}),  # 1.5669B with the head
+        (
+            "gpt2_medium_e2e",
+            {
+                "full": 354_823_168,
+                "top_layers": 25_194_496,
+                "lin_small": 368_784,
+                "lin_wide": 11_089_152,
+                "houlsby": 11_064_576,
+            },
+        ),
+        ("gpt2_large_e2e", {"full": 774_030_080, "lin_small": 875_808, "lin_wide": 23_002_848}),
+        (
+            "llama3_8b_wikisql",  # not GPT-3's counts: those of its blocks
+            {
+                "lora": 32 * 8 * (2 * 4096 + 4096 + 1024),
+                "lora_v2": 32 * 2 * (4096 + 1024),
+                "full": 8_030_261_248,
+                "preembed": 4096 * 264,
+                "prelayer": 32 * 4096 * 16,
+                "houlsby_r1": 64 * (2 * 4096 + 1 + 4096),
+                "houlsby": 64 * (2 * 4096 * 8 + 8 + 4096),
+            },
+        ),
     ],
 )
 def test_the_other_rows_of_the_paper_s_tables(name: str, parameters: dict[str, int]) -> None:

@@ -4,6 +4,8 @@ import errno
 import math
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,21 @@ def test_json_ready_says_null_for_what_json_cannot_say() -> None:
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux forgets")
+def test_the_peak_begins_anew() -> None:
+    """In a process of its own: others' tests look at the peak, too."""
+    code = """
+from lorakit.runtime import forget_peak, peak_memory_bytes
+before = peak_memory_bytes()
+block = bytearray(b"x") * (100 * 2**20)
+with_block = peak_memory_bytes()
+assert with_block > before + 90 * 2**20
+forget_peak()
+assert peak_memory_bytes() > before + 90 * 2**20, "it is in use"
+del block
+forget_peak()
+assert peak_memory_bytes() < with_block - 90 * 2**20
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

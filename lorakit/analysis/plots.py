@@ -83,8 +83,7 @@ def phi(pair: PairFound, sites: Sequence[Site], name: str) -> Picture | None:
             axes.set(title=f"{site.label}: {factor}", aspect="auto")
             if row:
                 axes.set_xlabel(f"j, {_short(pair.other)}")
-            if not column:
-                axes.set_ylabel(f"i, {_short(pair.one)}")
+    figure.supylabel(f"i, {_short(pair.one)}", fontsize=9)  # once: beside every row the names would run into each other
     _bar(figure, [axes for row in grid for axes in row], "φ(i, j)")
     ends = [f"{site.label} {factor} {_first(o)}" for site in drawn for factor, o in pair.overlaps[site].items()]
     return picture_of(figure, name, f"φ of {pair.one} and {pair.other}; φ(1,1): {', '.join(ends)}")
@@ -122,4 +121,4 @@ def _bar(figure: "Figure", drawn: "list[Axes]", label: str) -> None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 24 else f"…{text[-23:]}"
+    return text if len(text) <= 32 else f"…{text[-31:]}"

@@ -20,10 +20,22 @@ from lorakit.launch import be_worker, report
 
 # Each adds its commands to the application, and `--help` lists them in this order.
 # isort: off
-from lorakit.cli import recipes, runs, checks, compare, results, adapters, analyze
+from lorakit.cli import recipes, runs, checks, compare, sweep, reproduce, results, adapters, analyze
 # isort: on
 
-__all__ = ["adapters", "analyze", "app", "checks", "compare", "main", "recipes", "results", "runs"]
+__all__ = [
+    "adapters",
+    "analyze",
+    "app",
+    "checks",
+    "compare",
+    "main",
+    "recipes",
+    "reproduce",
+    "results",
+    "runs",
+    "sweep",
+]
 
 
 def _version(asked: bool) -> None:
@@ -40,6 +52,25 @@ def root(
     ] = False,
 ) -> None:
     """Fine-tune language models with LoRA from YAML recipes."""
+
+
+@app.command(hidden=True)
+def worker(
+    keep_base: Annotated[bool, typer.Option("--keep-base", help="The next run has the same base from memory.")] = False,
+) -> None:
+    """Runs that come as lines of standard input, in turn: started by compare, sweep and reproduce."""
+    from lorakit.trials.serve import serve
+
+    serve(_exit_code, keep_base)
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    """Of a command that is run in this process."""
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorakit.cli.shared import Json, Overrides, RecipeArgument, app, progress_for
+from lorakit.cli.shared import Jobs, Json, Overrides, RecipeArgument, app, progress_for, words_of
 from lorakit.console import print_table
 from lorakit.errors import LorakitError, RecipeError
 
@@ -20,15 +20,17 @@ def compare(
     methods: Annotated[str, typer.Option(metavar="NAME,…", help=_METHODS)],
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method: train.seed, train.seed + 1, …")] = 1,
     out: Annotated[Path | None, typer.Option(help="Where to; default compare/NAME.")] = None,
+    jobs: Jobs = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished runs again.")] = False,
 ) -> None:
     """Train a recipe with several methods, and set them into one table as the paper's."""
+    from lorakit.compare import Wanted
     from lorakit.compare import compare as run_comparison
-    from lorakit.compare.settings import read
+    from lorakit.trials.settings import read
 
     given = read(recipe, overrides or [])
     folder = out or Path("compare") / given.recipe.name
-    found = run_comparison(given, _list(methods), seeds, folder, progress_for(), overwrite=overwrite)
+    found = run_comparison(given, Wanted(words_of(methods), seeds, jobs, overwrite), folder, progress_for())
     print_table(*found.table())
     for note in found.notes():
         print(note)
@@ -52,10 +54,10 @@ def latency(
     import json
     from dataclasses import asdict
 
-    from lorakit.compare.settings import check_names, read, recipe_for
     from lorakit.latency import Deployed, Grid, deploy, measure, prepare_base, table
+    from lorakit.trials.settings import check_names, read, recipe_for
 
-    given, names = read(recipe, overrides or []), _list(methods)
+    given, names = read(recipe, overrides or []), words_of(methods)
     check_names(given, names)
     grid = Grid(_numbers("--batch", batch), _numbers("--length", length), trials)
     base = prepare_base(given.recipe)
@@ -78,12 +80,8 @@ def latency(
         raise LorakitError(*(f"{name}: {reason}" for name, reason in failed.items()))
 
 
-def _list(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _numbers(option: str, text: str) -> list[int]:
-    words = _list(text)
+    words = words_of(text)
     if not words or not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
         raise RecipeError(f"{option}: got {text!r}; give numbers above 0, joined by commas, as in 1,16,32")
     return [int(word) for word in words]

@@ -17,7 +17,15 @@ Checkpoint = Annotated[
 Split = Annotated[str, typer.Option(help="train, validation, validation_mismatched, test, test_mismatched.")]
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.lr=1e-4")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Runs at the same time; default one per GPU, else one.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def words_of(text: str) -> list[str]:
+    """Words joined by commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def progress_for(quiet: bool = False) -> "Progress":

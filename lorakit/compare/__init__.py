@@ -1,26 +1,44 @@
 """`lorakit compare`: the same task with several methods, and one table."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorakit.compare.plot import plot
-from lorakit.compare.settings import Given, check_names, recipe_for
-from lorakit.compare.table import Row, metrics_of, row_of, table
-from lorakit.compare.workers import Job, run_all
+from lorakit.compare.table import Row, row_of, table
 from lorakit.errors import LorakitError, RecipeError
 from lorakit.latency import Deployed, Grid, deploy, measure, prepare_base
 from lorakit.progress import Progress
 from lorakit.report import table as markdown_table
 from lorakit.report.markdown import escape
-from lorakit.runtime import disk_errors, json_ready, write_atomic
+from lorakit.report.plots import write_alone
+from lorakit.runtime import json_ready, write_atomic
+from lorakit.trials.jobs import Job, make_place
+from lorakit.trials.settings import Given, check_names, recipe_for
+from lorakit.trials.summary import metrics_of, record
+from lorakit.trials.workers import devices, run_all
 
 GRID = Grid(batches=[1], lengths=[128], trials=30)
 """What the column of latencies is measured on; shorter where the base has fewer positions."""
-_OURS = ("recipes", "runs", "logs")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be run, and how.
+
+    Args:
+        names: See `variants`.
+        seeds: Runs of each: train.seed, train.seed + 1, …
+        at_once: Runs at the same time; see `devices`.
+        overwrite: Do finished runs again.
+    """
+
+    names: Sequence[str]
+    seeds: int = 1
+    at_once: int | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,27 +78,26 @@ class Comparison:
         ]
 
 
-def compare(
-    given: Given, names: Sequence[str], seeds: int, folder: Path, progress: Progress, *, overwrite: bool = False
-) -> Comparison:
+def compare(given: Given, wanted: Wanted, folder: Path, progress: Progress) -> Comparison:
     """Train a recipe with every method named, and write compare.json, compare.md and the plot.
 
     Args:
         given: The person's recipe.
-        names: See `variants`.
-        seeds: Runs of each: train.seed, train.seed + 1, …
+        wanted: What is to be run.
         folder: Where to; runs that are finished there are not done again.
         progress: For the person.
-        overwrite: Do all again.
 
     Raises:
-        RecipeError: A name is unknown, a recipe does not hold together, or finished runs are of other recipes.
+        RecipeError: A name is unknown, a recipe does not hold together, finished runs are of other recipes, or more is
+            to run at once than there are GPUs.
         Interrupted: A signal came; the same command continues.
     """
+    names = wanted.names
     check_names(given, names)
-    jobs = _jobs(given, names, seeds, folder)
-    _make_place(folder, jobs, overwrite)
-    failed = run_all(jobs, progress)
+    jobs = _jobs(given, wanted, folder)
+    devices(wanted.at_once)  # before anything is overwritten
+    make_place(folder, jobs, wanted.overwrite, "comparison")
+    failed = run_all(jobs, progress, label="compare", alone=True, at_once=wanted.at_once)
     metrics = metrics_of(given.recipe)
     rows = [row_of(name, [job for job in jobs if job.name == name], failed, metrics) for name in names]
     measured, setting = _latencies(given, [job for job in jobs if job.label not in failed], progress)
@@ -88,17 +105,17 @@ def compare(
     reports = [report for job in jobs if (report := job.report()) is not None]
     split = next(iter(reports[0]["metrics"])) if reports else None
     found = Comparison(rows, metrics, split, setting, folder)
-    _write(found, given, [_record(job, failed) for job in jobs])
+    _write(found, given, [{"method": job.name, **record(job, failed)} for job in jobs])
     return found
 
 
-def _jobs(given: Given, names: Sequence[str], seeds: int, folder: Path) -> list[Job]:
+def _jobs(given: Given, wanted: Wanted, folder: Path) -> list[Job]:
     """Seed by seed, so that a comparison that is stopped has all methods."""
     first = given.recipe.train.seed
     jobs: list[Job] = []
     problems: list[str] = []
-    for seed in range(first, first + seeds):
-        for name in names:
+    for seed in range(first, first + wanted.seeds):
+        for name in wanted.names:
             try:
                 jobs.append(Job(name, seed, recipe_for(given, name, seed), folder))
             except RecipeError as error:
@@ -106,22 +123,6 @@ def _jobs(given: Given, names: Sequence[str], seeds: int, folder: Path) -> list[
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
     return jobs
-
-
-def _make_place(folder: Path, jobs: Sequence[Job], overwrite: bool) -> None:
-    ours = (folder / "recipes").is_dir()
-    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"{folder} exists and is no comparison; choose another --out")
-    if overwrite:
-        with disk_errors(folder):
-            for name in _OURS:
-                shutil.rmtree(folder / name, ignore_errors=True)
-    changed = [job.label for job in jobs if not job.same() and job.run.exists()]
-    if changed:
-        raise RecipeError(
-            f"{folder}: {', '.join(changed[:4])} ({len(changed)} in all) have been trained by other recipes; "
-            "do them again with --overwrite, or choose another --out"
-        )
 
 
 def _latencies(given: Given, jobs: Sequence[Job], progress: Progress) -> tuple[dict[str, float], str]:
@@ -145,21 +146,6 @@ def _latencies(given: Given, jobs: Sequence[Job], progress: Progress) -> tuple[d
     return {name: over[one.label] for name, one in deployed.items()}, f"batch {GRID.batches[0]}, {length} tokens"
 
 
-def _record(job: Job, failed: dict[str, str]) -> dict[str, Any]:
-    """A run, for compare.json."""
-    reason = failed.get(job.label)
-    return {
-        "method": job.name,
-        "seed": job.seed,
-        "status": "complete" if reason is None else "failed",
-        "reason": reason,
-        "recipe": str(job.file),
-        "run": str(job.run),
-        "log": str(job.log),
-        "report": None if reason else job.report(),
-    }
-
-
 def _write(found: Comparison, given: Given, runs: list[dict[str, Any]]) -> None:
     folder, name = found.folder, given.recipe.name
     facts = {
@@ -178,8 +164,7 @@ def _write(found: Comparison, given: Given, runs: list[dict[str, Any]]) -> None:
     for ending in ("png", "svg"):
         (folder / f"compare.{ending}").unlink(missing_ok=True)
     if picture is not None:
-        write_atomic(folder / "compare.png", picture.png)
-        write_atomic(folder / "compare.svg", picture.svg)
+        write_alone(picture, folder)
         text.append(f"![{escape(picture.alt)}](compare.png)\n")
     text += [f"Failed: {escape(reason)}\n" for reason in found.failures]
     write_atomic(folder / "compare.md", "\n".join(text))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.compare.table import Row
 from lorakit.report.blocks import Picture
-from lorakit.report.facts import RAW
+from lorakit.report.facts import on_paper_scale
 from lorakit.report.plots import BLUE, INK, figure_of, picture_of
 
 if TYPE_CHECKING:
@@ -35,11 +35,10 @@ def plot(rows: Sequence[Row], metric: str) -> Picture | None:
     drawn = [row for row in rows if row.parameters and not math.isnan(row.metrics[metric][0])]
     if not drawn:
         return None
-    scale = 1 if metric in RAW else 100
     figure, axes = figure_of(SIZE)
-    points = [(float(row.parameters or 0), scale * row.metrics[metric][0]) for row in drawn]
+    points = [(float(row.parameters or 0), on_paper_scale(metric, row.metrics[metric][0])) for row in drawn]
     for point, row in zip(points, drawn, strict=True):
-        spread = scale * (row.metrics[metric][1] or 0)
+        spread = on_paper_scale(metric, row.metrics[metric][1] or 0)
         axes.errorbar(*point, yerr=spread or None, fmt="o", color=BLUE, markersize=6, capsize=3, elinewidth=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda count, _: _short(count))

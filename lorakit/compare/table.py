@@ -1,18 +1,14 @@
 """What a comparison found: one row per method, over its seeds, in the columns of the paper's tables."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorakit.compare.workers import Job
-from lorakit.recipe import Recipe
-from lorakit.report import shown
+from lorakit.report import shown_spread
 from lorakit.runtime import size_text
-
-TEXT_METRICS = 3
-"""Columns for a task that generates text; others are chosen by one metric."""
+from lorakit.trials.jobs import Job
+from lorakit.trials.summary import spread, value_of
 
 
 @dataclass(frozen=True)
@@ -49,16 +45,6 @@ class Row:
         return asdict(self) | {"metrics": metrics}
 
 
-def metrics_of(recipe: Recipe) -> list[str]:
-    """The metrics that are compared: the one that chooses the step, else the task's first; of texts the first few."""
-    names = list(recipe.task.metrics)
-    if recipe.train.select in names:
-        names = [recipe.train.select, *(name for name in names if name != recipe.train.select)]
-    lacking = recipe.task.not_computed()
-    names = [name for name in names if name not in lacking] or names
-    return names[: TEXT_METRICS if recipe.task.kind == "generation" else 1]
-
-
 def row_of(name: str, jobs: Sequence[Job], failed: Mapping[str, str], metrics: Sequence[str]) -> Row:
     """What the runs of one method found together.
 
@@ -77,25 +63,13 @@ def row_of(name: str, jobs: Sequence[Job], failed: Mapping[str, str], metrics: S
         name=name,
         lr=lr,
         parameters=reports[0]["parameters"]["method"],
-        metrics={metric: _spread([_value(report, metric) for report in reports]) for metric in metrics},
+        metrics={metric: spread([value_of(report, metric) for report in reports]) for metric in metrics},
         peak_memory=max(report["peak_memory_bytes"] for report in reports),
         seconds=statistics.mean(report["seconds"] for report in reports),
         adapter_bytes=max(report["adapter_bytes"] for report in reports),
         runs=len(reports),
         failures=reasons,
     )
-
-
-def _value(report: dict[str, Any], metric: str) -> float:
-    """On the first validation split; nan where the metric is undefined."""
-    value = next(iter(report["metrics"].values())).get(metric)
-    return math.nan if value is None else float(value)
-
-
-def _spread(values: Sequence[float]) -> tuple[float, float | None]:
-    if any(map(math.isnan, values)):
-        return math.nan, None
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -113,14 +87,10 @@ def _cells(row: Row, metrics: Sequence[str]) -> list[str]:
     return [
         name,
         f"{row.parameters:,}",
-        *(_metric(metric, *row.metrics[metric]) for metric in metrics),
+        *(shown_spread(metric, *row.metrics[metric]) for metric in metrics),
         size_text(row.peak_memory),
         f"{row.seconds:,.1f} s",
         size_text(row.adapter_bytes),
         f"{row.lr:g}",
         "–" if row.latency is None else f"{100 * row.latency:+.1f} %",
     ]
-
-
-def _metric(name: str, mean: float, std: float | None) -> str:
-    return shown(name, mean) if std is None else f"{shown(name, mean)} ± {shown(name, std)}"

@@ -10,11 +10,11 @@ import pytest
 from small_runs import recipe_file
 
 from lorakit.cli import main
-from lorakit.compare.settings import read, recipe_for
-from lorakit.compare.table import Row, metrics_of, row_of, table
-from lorakit.compare.workers import Job, run_all
-from lorakit.progress import Silent
+from lorakit.compare.table import Row, table
 from lorakit.recipe import dump
+from lorakit.trials.jobs import Job
+from lorakit.trials.settings import read, recipe_for
+from lorakit.trials.summary import metrics_of
 
 Tiny = Callable[[str], Path]
 MAP = {"full": {"lr": 0.002, "steps": 2}, "wide": {"method": {"name": "lora", "rank": 1000}}}
@@ -80,7 +80,7 @@ def test_a_whole_comparison_and_the_same_again(
     before = stamps(out)
     assert set(before) == {"lora-seed0", "lora-seed1", "full-seed0", "full-seed1"}
     (out / "runs/full-seed1/report.json").unlink()
-    code, said, _ = command(capsys, *words[:4], "lora,full", *words[5:])
+    code, said, _ = command(capsys, *words[:4], "lora,full", *words[5:], "--jobs", 2)
     assert code == 0
     assert "3 of 4 runs were finished before" in said
     after = stamps(out)
@@ -118,6 +118,7 @@ def test_text_and_several_metrics(
         (["--methods", ""], "names none"),
         (["--methods", "lora", "train.lr=no"], "train.lr"),
         (["--methods", "full+bitfit"], "full+bitfit: "),
+        (["--methods", "lora", "--jobs", "0"], "'--jobs'"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_runs(
@@ -143,53 +144,6 @@ def test_a_folder_of_somebody_else_is_left_alone(
 def jobs(folder: Path, base: Path, *names: str) -> list[Job]:
     given = read(recipe_file(folder, base), [])
     return [Job(name, 0, recipe_for(given, name, 0), folder / "out") for name in names]
-
-
-SHAM = """
-import json, os, pathlib, sys, time
-out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-out.mkdir(parents=True)
-began = time.monotonic()
-time.sleep(0.5)
-(out / "report.json").write_text(json.dumps(
-    {"status": "complete", "device": os.environ.get("CUDA_VISIBLE_DEVICES"), "span": [began, time.monotonic()]}))
-"""
-
-
-def test_each_device_has_one_run_at_a_time(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = jobs(tmp_path, tiny("bert"), "lora", "full", "bitfit", "lin")
-    sham = tmp_path / "sham.py"
-    sham.write_text(SHAM)
-    real = Job.command
-    monkeypatch.setattr(Job, "command", lambda self: [sys.executable, str(sham), *real(self)[3:]])
-    assert run_all(made, Silent(), ["2", "5"]) == {}
-    found = [job.report() or {} for job in made]
-    assert sorted(report["device"] for report in found) == ["2", "2", "5", "5"]
-    for device in ("2", "5"):
-        first, second = sorted(report["span"] for report in found if report["device"] == device)
-        assert first[1] <= second[0]
-    first, second = found[0]["span"], found[1]["span"]
-    assert max(first[0], second[0]) < min(first[1], second[1]), "two at once, on two devices"
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ("print('error: one'); print('error: the other'); print('bye'); sys.exit(3)", "the other"),
-        ("raise ValueError('oh')", "ValueError: oh"),
-        ("os.kill(os.getpid(), 9)", "killed by SIGKILL (perhaps memory ran out)"),
-        ("sys.exit(7)", "exit code 7"),
-    ],
-)
-def test_why_a_run_failed(
-    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, body: str, expected: str
-) -> None:
-    (job,) = jobs(tmp_path, tiny("bert"), "lora")
-    monkeypatch.setattr(Job, "command", lambda _: [sys.executable, "-c", f"import os, sys; {body}"])
-    failed = run_all([job], Silent(), [None])
-    assert failed == {"lora-seed0": expected}
-    row = row_of("lora", [job], failed, ["accuracy"])
-    assert (row.runs, row.failures) == (0, (f"seed 0: {expected}",))
 
 
 def test_a_row_with_one_failure_of_two_and_an_undefined_metric() -> None:

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from small_runs import recipe_file
 
-from lorakit.compare.settings import Given, check_names, read, recipe_for
 from lorakit.errors import RecipeError
 from lorakit.methods import METHODS
 from lorakit.recipe import Recipe, dump, load
+from lorakit.trials.settings import Given, check_names, read, recipe_for
 from lorakit.variants import parts, unknown, variants
 
 Tiny = Callable[[str], Path]
@@ -104,6 +104,8 @@ def test_a_run_to_start_from_is_one_of_the_same_method(given: Make) -> None:
     with pytest.raises(RecipeError, match=wanted):
         recipe_for(mine, "full", 0)
     assert recipe_for(given(overrides=("train.init_from=null",)), "full", 0).train.init_from is None
+    alone = given(train={"init_from": {"run": "runs/mnli"}}, methods={"full": {"init_from": "base"}})
+    assert recipe_for(alone, "full", 0).train.init_from is None
 
 
 def test_overrides_count_for_every_method(given: Make) -> None:
@@ -114,10 +116,26 @@ def test_overrides_count_for_every_method(given: Make) -> None:
     assert section(recipe_for(mine, "dora", 0))["rank"] == 4
 
 
+def test_what_lies_over_a_method_counts_last(given: Make) -> None:
+    mine = given(methods={"full": {"lr": 0.25, "batch_size": 3}})
+    made = recipe_for(mine, "full", 0, ["train.lr=0.5"])
+    assert (made.train.lr, made.train.batch_size) == (0.5, 3)
+    assert section(recipe_for(mine, "dora", 0, ["method.rank=7"]))["rank"] == 7
+    assert recipe_for(mine, "bitfit", 0, ["train.lr=0.5"]).train.lr == 0.5, "and before a usual rate"
+    with pytest.raises(RecipeError, match="full: method.rank: unknown key"):
+        recipe_for(mine, "full", 0, ["method.rank=7"])
+
+
 def test_the_paper_s_number_is_that_of_the_recipe_s_own_method(given: Make) -> None:
     paper = {"source": "Table 2", "metric": "accuracy", "value": 90.0}
     assert recipe_for(given(paper=paper), "lora", 0).paper is not None
     assert recipe_for(given(paper=paper), "full", 0).paper is None
+    row = {"value": 80.0, "tolerance": 1.0, "label": "FT*"}
+    made = recipe_for(given(paper=paper | {"std": 0.3, "seeds": 5}, methods={"full": {"paper": row}}), "full", 0).paper
+    assert made is not None
+    assert (made.value, made.tolerance, made.label, made.std) == (80.0, 1.0, "FT*", None)
+    assert (made.source, made.metric, made.seeds) == ("Table 2", "accuracy", 5), "what the table's rows share"
+    assert recipe_for(given(methods={"full": {"paper": row}}), "full", 0).paper is None, "of no metric"
 
 
 def test_unknown_names_and_repeated_ones(given: Make) -> None:

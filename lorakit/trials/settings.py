@@ -8,6 +8,8 @@ from typing import Any
 
 from lorakit.errors import RecipeError
 from lorakit.recipe import Recipe, Variation, load
+from lorakit.references import Paper
+from lorakit.trials.jobs import slug
 from lorakit.variants import parts, unknown, variants
 
 
@@ -57,13 +59,14 @@ def check_names(given: Given, names: Sequence[str]) -> None:
         raise RecipeError(*problems)
 
 
-def recipe_for(given: Given, name: str, seed: int) -> Recipe:
+def recipe_for(given: Given, name: str, seed: int, over: Sequence[str] = ()) -> Recipe:
     """The recipe of one run.
 
     Args:
         given: The person's.
         name: See `variants`; or one of the recipe's `methods` map.
         seed: Of this run.
+        over: `key=value` that replace what all this comes to.
 
     Raises:
         RecipeError: The method does not exist or its values do not fit the recipe.
@@ -83,13 +86,22 @@ def recipe_for(given: Given, name: str, seed: int) -> Recipe:
         "train.seed": seed,
         **{f"train.{key}": value for key, value in train.items()},
     }
-    if not _is_own(recipe, name):
-        values["paper"] = None  # the number is that of the recipe's own method
-    made = _loaded(given, name, values)
+    if not is_own(recipe, name):
+        row = paper_of(recipe, name)  # the recipe's number is that of its own method
+        values["paper"] = row.model_dump(mode="json") if row else None
+    made = _loaded(given, name, values, over)
     _check_start(made, recipe, name)
     if own.lr is None and not _takes_own_rate(recipe, name):
-        made = _loaded(given, name, {**values, "train.lr": made.method[0].usual_lr[int(given.decoder)]})
+        made = _loaded(given, name, {**values, "train.lr": made.method[0].usual_lr[int(given.decoder)]}, over)
     return made
+
+
+def paper_of(recipe: Recipe, name: str) -> Paper | None:
+    """The number that a name's runs are compared with; None where the recipe has none."""
+    if is_own(recipe, name):
+        return recipe.paper
+    own = recipe.methods.get(name, Variation())
+    return recipe.paper.of(own.paper) if recipe.paper and own.paper else None
 
 
 def _check_start(made: Recipe, recipe: Recipe, name: str) -> None:
@@ -101,19 +113,14 @@ def _check_start(made: Recipe, recipe: Recipe, name: str) -> None:
     if mine != theirs:
         raise RecipeError(
             f"{name}: train.init_from.run: {start.run} is for {theirs}; name a run of this method in "
-            f"methods.{name}.init_from, or start all from the base with train.init_from=null"
+            f"methods.{name}.init_from, or `base`; or start all from the base with train.init_from=null"
         )
 
 
-def slug(name: str) -> str:
-    """A name as files have it."""
-    return "loraplus" if name == "lora+" else name.replace("+", "-")
-
-
-def _loaded(given: Given, name: str, values: dict[str, Any]) -> Recipe:
+def _loaded(given: Given, name: str, values: dict[str, Any], over: Sequence[str]) -> Recipe:
     said = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     try:
-        return load(given.file, [*given.overrides, *said])
+        return load(given.file, [*given.overrides, *said, *over])
     except RecipeError as error:
         raise RecipeError(
             *(f"{name}: {problem.removeprefix('command line: ')}" for problem in error.problems)
@@ -138,12 +145,14 @@ def _sections(recipe: Recipe, name: str) -> list[tuple[dict[str, Any], dict[str,
 def _train_of(own: Variation) -> dict[str, Any]:
     keys = ("lr", "epochs", "steps", "batch_size", "weight_decay", "warmup", "init_from")
     train = {key: value for key, value in own.model_dump(mode="json", include=set(keys)).items() if value is not None}
+    if own.init_from == "base":
+        train["init_from"] = None
     if "epochs" in train or "steps" in train:
         train = {"epochs": None, "steps": None} | train
     return train
 
 
-def _is_own(recipe: Recipe, name: str) -> bool:
+def is_own(recipe: Recipe, name: str) -> bool:
     """Whether a name says what the recipe itself trains."""
     return name not in recipe.methods and parts(name) == [section.name for section in recipe.method]
 
