@@ -19,8 +19,8 @@ from lorakit.checkpoint import Opened, head_of, open_run
 from lorakit.combine import other_base
 from lorakit.errors import CheckpointError
 from lorakit.export.base import whole_tensors
+from lorakit.layers.adapted import Adapted
 from lorakit.merge_plan import adapted_layers
-from lorakit.methods.base import Adapted
 from lorakit.model import prepare, suit
 from lorakit.packing import share_packing
 from lorakit.surgery import replace

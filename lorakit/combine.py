@@ -15,12 +15,12 @@ from lorakit.checkpoint import Opened, head_of, open_run
 from lorakit.compose import WHOLE, Pair, Parts, joined, run_name, tidy, unfused, write_run
 from lorakit.errors import CheckpointError, MergeError, RecipeError
 from lorakit.export.base import relative_difference, whole_tensors
+from lorakit.layers.adapted import Adapted
+from lorakit.layers.dora import DoRALayer
+from lorakit.layers.low_rank import LoRALayer, LowRank, low_rank_edit
 from lorakit.merge import check_place
 from lorakit.merge_plan import adapted_layers
-from lorakit.methods.base import Adapted
-from lorakit.methods.dora import DoRALayer
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LoRALayer, LowRank, low_rank_edit
 from lorakit.model import Prepared, prepare
 from lorakit.weights import fingerprint, model_entries
 

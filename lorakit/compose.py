@@ -18,9 +18,9 @@ from torch import Tensor
 from lorakit.arch import ALL_LINEAR
 from lorakit.checkpoint import ADAPTER, RECIPE, Opened, Provenance, head_of, open_run, save_adapter
 from lorakit.errors import CheckpointError, RecipeError
+from lorakit.layers.low_rank import stacked
 from lorakit.merge_plan import read_rows
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import stacked
 from lorakit.model import Prepared, prepare
 from lorakit.recipe import Recipe, dump
 from lorakit.runtime import atomic_directory

@@ -17,7 +17,8 @@ from lorakit.errors import RecipeError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lorakit.methods.base import Adapted, Method
+    from lorakit.layers.adapted import Adapted
+    from lorakit.methods.base import Method
     from lorakit.model import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe import Recipe
@@ -112,7 +113,8 @@ def deploy(prepared: "Prepared", name: str, methods: "Sequence[Method]", *, both
     Raises:
         RecipeError: A target or an option does not fit the model.
     """
-    from lorakit.methods.base import Adapted, publish, slots_of
+    from lorakit.layers.adapted import Adapted
+    from lorakit.methods.base import publish, slots_of
 
     published, _ = publish([method.resolve(prepared.row) for method in methods], {})
     model = _shared_copy(prepared.model)
@@ -141,7 +143,7 @@ def _shared_copy(model: "nn.Module") -> "nn.Module":
 
 
 def _merged(model: "nn.Module") -> "nn.Module":
-    from lorakit.methods.base import Adapted
+    from lorakit.layers.adapted import Adapted
     from lorakit.surgery import replace
 
     merged = _shared_copy(model)

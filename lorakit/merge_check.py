@@ -18,9 +18,9 @@ from torch.func import functional_call
 
 from lorakit.checkpoint import head_of
 from lorakit.errors import MergeError
+from lorakit.layers.adapted import Adapted
+from lorakit.layers.low_rank import transposed
 from lorakit.merge_plan import FLOATS, Piece, Plan, read_rows, read_stored
-from lorakit.methods.base import Adapted
-from lorakit.methods.low_rank import transposed
 from lorakit.model import Prepared, prepare
 from lorakit.nf4 import Onto, take_weights
 from lorakit.surgery import WRAPPED, load_trainable

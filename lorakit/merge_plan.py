@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import MergeError
-from lorakit.methods.base import Adapted, Stored
+from lorakit.layers.adapted import Adapted, Stored
 from lorakit.model import Prepared
 from lorakit.nf4 import Onto, Quantised, require, round_trip
 from lorakit.surgery import WRAPPED, canonical

@@ -17,7 +17,6 @@ from lorakit.data.slots import Slots
 from lorakit.errors import ModelError, RecipeError
 from lorakit.file_names import absent, check_new, file_names_of, in_body
 from lorakit.kept import current, own, stamps
-from lorakit.nf4 import LOAD_DTYPE, Quantised, loading_config, quantisable, require, settle
 from lorakit.section import Section
 from lorakit.weights import fingerprint, model_entries
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.methods.base import Coverage, Method
+    from lorakit.nf4 import Quantised
     from lorakit.tasks.base import Kind
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -95,7 +95,7 @@ class Prepared:
     methods: "list[Method]"
     coverage: "list[Coverage]"
     file_names: dict[str, str] = field(default_factory=dict)
-    quantised: Quantised | None = None
+    quantised: "Quantised | None" = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -134,6 +134,8 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         RecipeError: A target or an option does not fit the model.
     """
     if base.quantize and not skeleton:
+        from lorakit.nf4 import require
+
         require("model.quantize")
     located = base.locate()
     entries = model_entries(located.directory)
@@ -160,8 +162,10 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
     return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names, quantised)
 
 
-def _quantised(base: Base, config: Any, row: Architecture, head: Head) -> Quantised:
+def _quantised(base: Base, config: Any, row: Architecture, head: Head) -> "Quantised":
     """How the base is to be quantised: all linear layers but the output head and the task's own."""
+    from lorakit.nf4 import Quantised, quantisable
+
     heads = () if head.kind == "generation" else row.head
     return Quantised.here(quantisable(build_skeleton(base, config, head), heads))
 
@@ -280,6 +284,8 @@ def torch_dtype(base: Base, directory: Path) -> "torch.dtype":
     import torch
 
     if base.quantize:
+        from lorakit.nf4 import LOAD_DTYPE
+
         return LOAD_DTYPE
     if base.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[base.dtype]
@@ -292,7 +298,7 @@ def torch_dtype(base: Base, directory: Path) -> "torch.dtype":
 
 def adapted_names(model: "nn.Module") -> list[str]:
     """Canonical names of the base's tensors that training changes: adapted weights, and released parameters."""
-    from lorakit.methods.base import Adapted
+    from lorakit.layers.adapted import Adapted
     from lorakit.surgery import trainable_parameters
 
     layers = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Adapted)]
@@ -323,7 +329,7 @@ def _loading(base: Base, head: Head) -> Iterator[None]:
 
 
 def _load(
-    base: Base, config: Any, located: Located, head: Head, quantised: Quantised | None
+    base: Base, config: Any, located: Located, head: Head, quantised: "Quantised | None"
 ) -> "tuple[nn.Module, set[str]]":
     """The model with its weights, and the parameters that the files lack."""
     read = partial(_read, base, config, located, head, quantised)
@@ -337,8 +343,10 @@ def _load(
 
 
 def _read(
-    base: Base, config: Any, located: Located, head: Head, quantised: Quantised | None
+    base: Base, config: Any, located: Located, head: Head, quantised: "Quantised | None"
 ) -> "tuple[nn.Module, set[str]]":
+    from lorakit.nf4 import loading_config, settle
+
     options = {}
     if quantised is not None:
         options["quantization_config"] = loading_config(build_skeleton(base, config, head), quantised.modules)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lorakit.methods.base import Adapted, Coverage
+from lorakit.layers.adapted import Adapted
+from lorakit.methods.base import Coverage
 from lorakit.nf4 import elements, kind_of
 from lorakit.surgery import canonical
 

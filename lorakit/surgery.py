@@ -6,13 +6,10 @@ The adapter is, by definition, the trainable parameters; saving and loading are 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from lorakit.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 WRAPPED = "frozen"
 """Name under which an adapted layer holds the module that it replaced."""
@@ -23,42 +20,46 @@ def canonical(name: str) -> str:
     return name.replace(f".{WRAPPED}.", ".")
 
 
-def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace(model: "nn.Module", path: str, module: "nn.Module") -> None:
     """Put `module` where `path` points."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
-def freeze(model: nn.Module) -> None:
+def freeze(model: "nn.Module") -> None:
     """Let nothing be trained; methods then release what is theirs."""
     model.requires_grad_(False)
 
 
-def release(parameter: nn.Parameter) -> None:
+def release(parameter: "nn.Parameter") -> None:
     """Let a parameter be trained, in float32: in 16 bits small updates would round away."""
+    import torch
+
     if parameter.dtype != torch.float32:
         parameter.data = parameter.data.float()
     parameter.requires_grad_(True)
 
 
-def biases(model: nn.Module) -> dict[str, nn.Parameter]:
+def biases(model: "nn.Module") -> "dict[str, nn.Parameter]":
     """Every bias by its name, of projections and norms alike."""
     return {name: parameter for name, parameter in model.named_parameters() if name.rpartition(".")[2] == "bias"}
 
 
-def even_norms(model: nn.Module) -> None:
+def even_norms(model: "nn.Module") -> None:
     """Bring layer norms of which a part is released to float32 as a whole: their CPU kernel takes no mixed weights."""
+    from torch import nn
+
     for norm in model.modules():
         if isinstance(norm, nn.LayerNorm) and any(p.requires_grad for p in norm.parameters(recurse=False)):
             norm.float()
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: "nn.Module") -> "dict[str, nn.Parameter]":
     """What is trained, by canonical name, in the model's order."""
     return {canonical(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def saved_buffers(model: nn.Module) -> "dict[str, Tensor]":
+def saved_buffers(model: "nn.Module") -> "dict[str, Tensor]":
     """What training needs and does not change, by canonical name: the buffers in a module's `saved_buffers`."""
     return {
         canonical(f"{path}.{name}"): module.get_buffer(name)
@@ -86,13 +87,13 @@ def like(value: "Tensor", place: "Tensor") -> "Tensor":
     return part
 
 
-def trainable_state(model: nn.Module) -> "dict[str, Tensor]":
+def trainable_state(model: "nn.Module") -> "dict[str, Tensor]":
     """The adapter: a detached CPU copy of every trainable parameter, and of the saved buffers."""
     tensors = {**trainable_parameters(model), **saved_buffers(model)}
     return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str) -> None:
+def load_trainable(model: "nn.Module", state: "Mapping[str, Tensor]", source: str) -> None:
     """Write an adapter into a model that the same recipe has prepared; meta tensors become real ones.
 
     Args:
@@ -103,6 +104,8 @@ def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str)
     Raises:
         CheckpointError: A name is missing, unexpected, or of another shape; lists them all.
     """
+    import torch
+
     wanted: dict[str, Tensor] = {**trainable_parameters(model), **saved_buffers(model)}
     problems = [f"{source}: {name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{source}: {name} is not part of this model" for name in state.keys() - wanted.keys()]
@@ -121,8 +124,10 @@ def load_trainable(model: nn.Module, state: "Mapping[str, Tensor]", source: str)
                 tensor.copy_(like(state[name], tensor))
 
 
-def _materialise(model: nn.Module, meta: "Tensor", value: "Tensor") -> None:
+def _materialise(model: "nn.Module", meta: "Tensor", value: "Tensor") -> None:
     """Replace a meta parameter or buffer, wherever it is registered, by a real one."""
+    from torch import nn
+
     real = nn.Parameter(value.clone())
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):

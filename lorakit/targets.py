@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from lorakit.arch import ALL_LINEAR, ARCHITECTURES, Architecture, Rows
 from lorakit.errors import RecipeError
-from lorakit.nf4 import is_nf4
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +31,15 @@ class Site:
     path: str
     name: str | None = None
     rows: Rows | None = None
+
+    @property
+    def label(self) -> str:
+        """For people: the path, and in a fused projection which part."""
+        return self.path if self.name is None or self.rows is None else f"{self.path} ({self.name})"
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a key of `ranks` or `alphas` means this matrix: the paper's name, or a glob on the path."""
+        return pattern == self.name or fnmatchcase(self.path, pattern)
 
 
 def locate(model: "nn.Module", row: Architecture, target: str) -> list[Site]:
@@ -65,6 +73,8 @@ def out_features(module: "nn.Module") -> int | None:
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
+
+    from lorakit.nf4 import is_nf4
 
     if is_nf4(module):
         return int(module.out_features)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lorakit.methods.low_rank import LowRank
+from lorakit.layers.low_rank import LowRank
 
 
 def frame(size: int, count: int, seed: int) -> Tensor:

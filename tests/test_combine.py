@@ -12,8 +12,8 @@ from lorakit.checkpoint import open_run
 from lorakit.cli import main
 from lorakit.combine import combine
 from lorakit.errors import CheckpointError, MergeError, RecipeError
+from lorakit.layers.low_rank import LoRALayer
 from lorakit.merge_plan import adapted_layers
-from lorakit.methods.low_rank import LoRALayer
 
 Tiny = Callable[[str], Path]
 CASES = [

@@ -10,7 +10,7 @@ from lorakit.cli import main
 from lorakit.data.slots import PLACEHOLDER, Slots
 from lorakit.errors import RecipeError
 from lorakit.latency import BASE, Deployed, Grid, _with_places, deploy, measure, prepare_base, table
-from lorakit.methods.base import Adapted
+from lorakit.layers.adapted import Adapted
 from lorakit.model import Prepared
 from lorakit.progress import Silent
 from lorakit.trials.settings import read, recipe_for

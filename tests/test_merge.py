@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import lorakit.merge
 import lorakit.merge_check
 from lorakit.errors import LorakitError, MergeError
+from lorakit.layers.low_rank import LowRankEdit
 from lorakit.merge import merge
 from lorakit.merge_check import verify_logits, verify_tensors
 from lorakit.merge_plan import plan_merge
 from lorakit.methods import Full, LoRA, Method
-from lorakit.methods.low_rank import LowRankEdit
 from lorakit.tiny import make_tiny_base
 from lorakit.weights import ELEMENT_BYTES, Chunk, model_entries, read_header
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lorakit.arch import Architecture
 from lorakit.checkpoint import Opened
+from lorakit.layers.dora import DoRALayer
+from lorakit.layers.low_rank import LoRALayer, LowRank, RowBlocks, transposed
 from lorakit.merge_plan import adapted_layers, stored_weight
-from lorakit.methods.dora import DoRALayer
-from lorakit.methods.low_rank import LoRALayer, LowRank, RowBlocks, transposed
 
 BLOCK = 2**20
 """Elements of the base's rows that are read at a time."""

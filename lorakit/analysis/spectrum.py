@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lorakit.export.truncate import decompose
-from lorakit.methods.low_rank import LowRank
+from lorakit.layers.low_rank import LowRank
 
 ENERGY = 0.99
 """Share of ‖ΔW‖² that a rank has to keep to be enough."""

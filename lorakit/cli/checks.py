@@ -28,10 +28,11 @@ def resume(
     out: Annotated[Path | None, typer.Option(help="Keep the runs here.")] = None,
 ) -> None:
     """Kill a run of a recipe, continue it, and compare it with one that was never interrupted."""
-    from lorakit.check import check_resume
     from lorakit.recipe import load
 
     loaded = load(recipe, overrides or [])
+    from lorakit.check import check_resume  # behind a recipe's errors, which nobody should have to wait for
+
     with tempfile.TemporaryDirectory(prefix="lorakit-check-") as scratch:
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise RecipeError(f"{out} exists and is not empty; choose another --out")

@@ -24,11 +24,13 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished runs again.")] = False,
 ) -> None:
     """Train a recipe with several methods, and set them into one table as the paper's."""
-    from lorakit.compare import Wanted
-    from lorakit.compare import compare as run_comparison
     from lorakit.trials.settings import read
 
     given = read(recipe, overrides or [])
+    # Behind a recipe's errors, which nobody should have to wait for.
+    from lorakit.compare import Wanted
+    from lorakit.compare import compare as run_comparison
+
     folder = out or Path("compare") / given.recipe.name
     found = run_comparison(given, Wanted(words_of(methods), seeds, jobs, overwrite), folder, progress_for())
     print_table(*found.table())

@@ -28,12 +28,14 @@ def plan(
     import json
 
     from lorakit.errors import DoesNotFit
-    from lorakit.plan import make_plan, this_machine
-    from lorakit.plan_view import as_json, measured_rows, parse_size, refusals, sentences, tables
     from lorakit.recipe import load
-    from lorakit.runtime import json_ready
 
     loaded = load(recipe, overrides or [])
+    # Behind a recipe's errors, which nobody should have to wait for.
+    from lorakit.plan import make_plan, this_machine
+    from lorakit.plan_view import as_json, measured_rows, parse_size, refusals, sentences, tables
+    from lorakit.runtime import json_ready
+
     machine = this_machine(None if device is None else device == "cuda", None if memory is None else parse_size(memory))
     progress = progress_for(quiet=json_)
     made = make_plan(loaded, machine, progress)

@@ -26,8 +26,6 @@ def reproduce(
     jobs: Jobs = None,
 ) -> None:
     """Run a recipe as often as its number was measured, and judge: inside its tolerance, above, below."""
-    from lorakit.reproduce import Request
-    from lorakit.reproduce import reproduce as run_reproduction
     from lorakit.trials.settings import read
 
     files, overrides = _sorted(recipes)
@@ -40,6 +38,10 @@ def reproduce(
             problems += error.problems
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
+    # Behind a recipe's errors, which nobody should have to wait for.
+    from lorakit.reproduce import Request
+    from lorakit.reproduce import reproduce as run_reproduction
+
     names = None if methods is None else words_of(methods)
     found = run_reproduction(Request(given, names, seeds, out, overwrite, jobs), progress_for())
     print_table(*found.table())

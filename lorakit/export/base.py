@@ -13,9 +13,9 @@ from torch import Tensor
 from lorakit.errors import MergeError
 from lorakit.export.card import CARD, Facts, card
 from lorakit.export.truncate import Truncation, truncate
+from lorakit.layers.adapted import Adapted, Edit, Stored
 from lorakit.merge import check_place
 from lorakit.merge_plan import adapted_layers, stored_weight
-from lorakit.methods.base import Adapted, Edit, Stored
 from lorakit.runtime import atomic_directory, size_text
 from lorakit.section import Section
 from lorakit.surgery import WRAPPED

@@ -19,9 +19,9 @@ from torch import Tensor
 from lorakit.errors import MergeError
 from lorakit.export.base import Exporter, Read
 from lorakit.export.serving import folded_pairs
+from lorakit.layers.adapted import Edit
+from lorakit.layers.low_rank import low_rank_edit
 from lorakit.merge_plan import adapted_layers
-from lorakit.methods.base import Edit
-from lorakit.methods.low_rank import low_rank_edit
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened

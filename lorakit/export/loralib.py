@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lorakit.checkpoint import head_of
 from lorakit.errors import MergeError
 from lorakit.export.base import Exporter, Read, whole_tensors
+from lorakit.layers.adapted import Edit
+from lorakit.layers.dora import DoRALayer
+from lorakit.layers.low_rank import LoRALayer, LowRank, RowBlocks, low_rank_edit, stacked
 from lorakit.merge_plan import adapted_layers
-from lorakit.methods.base import Edit
-from lorakit.methods.dora import DoRALayer
-from lorakit.methods.low_rank import LoRALayer, LowRank, RowBlocks, low_rank_edit, stacked
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened

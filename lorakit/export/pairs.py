@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import MergeError
+from lorakit.layers.low_rank import LoRALayer, LowRank, RowBlocks
 from lorakit.merge_plan import adapted_layers
-from lorakit.methods.low_rank import LoRALayer, LowRank, RowBlocks
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from lorakit.checkpoint import head_of
 from lorakit.errors import MergeError
 from lorakit.export.base import BLOCK, Exporter, Read, whole_tensors
 from lorakit.export.pairs import Pair, lora_layers, pair_of
+from lorakit.layers.adapted import Edit
+from lorakit.layers.dora import DoRALayer, dora_edit
+from lorakit.layers.low_rank import LoRALayer, low_rank_edit
 from lorakit.merge_plan import adapted_layers, stored_weight
-from lorakit.methods.base import Edit
-from lorakit.methods.dora import DoRALayer, dora_edit
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LoRALayer, low_rank_edit
 from lorakit.weights import read_header
 
 if TYPE_CHECKING:

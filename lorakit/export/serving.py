@@ -8,8 +8,8 @@ from torch import nn
 from lorakit.errors import MergeError
 from lorakit.export.base import whole_tensors
 from lorakit.export.pairs import Pair, lora_layers, pair_of
-from lorakit.methods.dora import DoRALayer
-from lorakit.methods.low_rank import LoRALayer
+from lorakit.layers.dora import DoRALayer
+from lorakit.layers.low_rank import LoRALayer
 
 if TYPE_CHECKING:
     from lorakit.checkpoint import Opened

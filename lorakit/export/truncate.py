@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lorakit.errors import MergeError
 from lorakit.export.pairs import lora_layers
-from lorakit.methods.dora import DoRALayer
+from lorakit.layers.dora import DoRALayer
+from lorakit.layers.low_rank import LoRALayer, LowRank, LowRankEmbedding
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LoRALayer, LowRank, LowRankEmbedding
 from lorakit.surgery import trainable_state
 
 if TYPE_CHECKING:

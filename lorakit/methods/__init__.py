@@ -1,4 +1,8 @@
-"""The methods: one file each, one line here."""
+"""The methods: one file each, one line here.
+
+Recipes are read without torch, which takes seconds to import: a method imports what needs it where it is applied. The
+layers that methods share or that are large are in `lorakit.layers`.
+"""
 
 from lorakit.methods.adapter import Adapter
 from lorakit.methods.base import Method

@@ -1,12 +1,8 @@
 """Adapter layers: small networks of two layers with a bottleneck, placed between a frozen model's own layers."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor, nn
 
 from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
@@ -14,67 +10,15 @@ from lorakit.methods.base import Coverage, Method
 from lorakit.runtime import derive
 from lorakit.targets import blocks
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 Activation = Literal["relu", "gelu", "silu", "tanh"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 _CHILD = "adapter"
 """Name of the adapter in the module that it stands behind."""
-_STD = 0.02
 _TINY = 4
 """Bottleneck in a tiny model."""
-
-
-class Bottleneck(nn.Module):
-    """x → W_up f(W_down x + b_down) + b_up, or of LN(x) where the adapter has a layer norm of its own; float32.
-
-    It hangs in the module that it stands behind, as a child whose bound methods are forward hooks of that module: a
-    copy of the model thus has hooks of its own.
-
-    Args:
-        size: Features of x.
-        bottleneck: r, features in between.
-        activation: f.
-        normed: Whether x is normalised first (Lin et al. 2020).
-    """
-
-    def __init__(self, size: int, bottleneck: int, activation: Activation, normed: bool) -> None:
-        super().__init__()
-        self.activation = activation
-        self.norm = nn.LayerNorm(size) if normed else None
-        self.down = _linear(size, bottleneck)
-        self.up = _linear(bottleneck, size)
-
-    def initialise(self, seed: int) -> None:
-        """Weights N(0, 0.02²) and biases zero, as the LoRA authors' code has it: close to no adapter at all."""
-        generator = torch.Generator().manual_seed(seed)
-        for layer in (self.down, self.up):
-            nn.init.normal_(layer.weight, std=_STD, generator=generator)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, size) → (…, size), in float32, or autocast's precision."""
-        if self.norm is not None:
-            x = self.norm(x.float())
-        elif not torch.is_autocast_enabled(x.device.type):
-            x = x.float()
-        h: Tensor = self.up(_ACTIVATIONS[self.activation](self.down(x)))
-        return h
-
-    def add(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Forward hook: the host's output h becomes h + adapter(h); of a tuple, its first element does."""
-        if isinstance(output, tuple):
-            return (self.add(host, args, output[0]), *output[1:])
-        return output + self(output).to(output.dtype)
-
-    def add_in_front(self, norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        """Forward hook of a layer norm: a = LN(s) becomes LN(adapter(a) + s), with the same LN and sum s."""
-        (total,) = args
-        again: Tensor = norm.forward(total + self(output).to(total.dtype))  # not norm(…), which would come here again
-        return again
 
 
 class Adapter(Method):
@@ -118,7 +62,7 @@ class Adapter(Method):
         silu = self.variant == "houlsby" and not row.decoder
         return self.model_copy(update={"activation": "silu" if silu else "relu"})
 
-    def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
+    def apply(self, model: "nn.Module", row: Architecture, seed: int) -> Coverage:
         """Hang the adapters into the blocks."""
         found = blocks(model, row)
         if self.drop_first >= len(found):
@@ -155,7 +99,9 @@ class Adapter(Method):
         assert row.sublayers is not None, f"{row.model_type} has blocks without sublayers"
         return row.sublayers
 
-    def _hang(self, model: nn.Module, row: Architecture, path: str, seed: int, device: torch.device) -> None:
+    def _hang(self, model: "nn.Module", row: Architecture, path: str, seed: int, device: "torch.device") -> None:
+        from lorakit.layers.bottleneck import Bottleneck
+
         host = model.get_submodule(path)
         assert not hasattr(host, _CHILD), f"{path} has an adapter already"
         activation = self.resolve(row).activation
@@ -166,12 +112,7 @@ class Adapter(Method):
         host.register_forward_hook(adapter.add_in_front if self.variant == "pfeiffer" else adapter.add)
 
 
-def _linear(size: int, out: int) -> nn.Linear:
-    """Without values, so that making it draws no random numbers of the process."""
-    return nn.Linear(size, out, device="meta", dtype=torch.float32).to_empty(device="cpu")
-
-
-def _features(model: nn.Module) -> int:
+def _features(model: "nn.Module") -> int:
     """Of the residual stream: d."""
     config: Any = model.config
     return int(config.hidden_size)

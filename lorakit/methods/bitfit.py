@@ -1,13 +1,14 @@
 """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): only biases are trained."""
 
-from typing import ClassVar, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Coverage, Method
 from lorakit.surgery import biases, canonical, release
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class BitFit(Method):
@@ -27,7 +28,7 @@ class BitFit(Method):
         """The base's own tensors are what it trains."""
         return "name: bitfit"
 
-    def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
+    def apply(self, model: "nn.Module", row: Architecture, seed: int) -> Coverage:
         """Release every frozen bias; the task's head is trained anyway."""
         chosen = {name: parameter for name, parameter in biases(model).items() if not parameter.requires_grad}
         if not chosen:

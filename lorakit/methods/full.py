@@ -1,12 +1,13 @@
 """Full fine-tuning: every parameter of the base is trained, in float32."""
 
-from typing import ClassVar, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lorakit.arch import Architecture
 from lorakit.methods.base import Coverage, Method
 from lorakit.surgery import canonical, release
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Full(Method):
@@ -20,7 +21,7 @@ class Full(Method):
         """The base's own tensors are what it trains."""
         return "name: full"
 
-    def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
+    def apply(self, model: "nn.Module", row: Architecture, seed: int) -> Coverage:
         """Release every parameter."""
         for parameter in model.parameters():
             release(parameter)

@@ -7,28 +7,21 @@ first.
 
 import math
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
-from torch import Tensor, nn
 
-from lorakit.arch import Architecture, Rows
+from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Coverage, Method
-from lorakit.methods.dora import DoRALayer
-from lorakit.methods.low_rank import LoRALayer, LowRank, LowRankEmbedding, RowBlocks, Update
-from lorakit.methods.pissa import Principal, as_plain, matrix
-from lorakit.nf4 import elements
-from lorakit.runtime import derive
 from lorakit.surgery import biases, release, replace
-from lorakit.targets import Site, locate, out_features
+from lorakit.targets import Site, locate
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _TINY = 4
 """Rank in a tiny model."""
-
-T = TypeVar("T")
 
 
 class LoRA(Method):
@@ -87,8 +80,11 @@ class LoRA(Method):
         """Biases are the base's own."""
         return None if self.bias == "none" else f"bias: {self.bias}"
 
-    def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
+    def apply(self, model: "nn.Module", row: Architecture, seed: int) -> Coverage:
         """Replace every targeted module by a `LoRALayer`."""
+        from lorakit.layers.low_rank import LoRALayer
+        from lorakit.layers.make import make_layer
+
         method = self.resolve(row)
         assert method.targets is not None
         if any(isinstance(module, LoRALayer) for module in model.modules()):
@@ -98,14 +94,16 @@ class LoRA(Method):
         method._check_patterns([site for group in sites.values() for site in group])
         for path, group in sites.items():
             frozen = model.get_submodule(path)
-            replace(model, path, method._layer(frozen, group, seed))
+            replace(model, path, make_layer(method, frozen, group, seed))
         method._release_biases(model, sites)
         return {target: sorted({site.path for site in group}) for target, group in found.items()}
 
-    def publish(self, state: Mapping[str, Tensor]) -> tuple[Method, Mapping[str, Tensor]]:
+    def publish(self, state: "Mapping[str, Tensor]") -> "tuple[Method, Mapping[str, Tensor]]":
         """PiSSA leaves as a plain LoRA of the base: of twice the rank, and of the same scaling."""
         if self.init != "pissa":
             return self, state
+        from lorakit.layers.pissa import as_plain
+
         factor = math.sqrt(2) if self.rslora else 2.0
         plain = {
             "init": "kaiming",
@@ -116,72 +114,22 @@ class LoRA(Method):
         }
         return self.model_copy(update=plain), as_plain(state)
 
-    def _layer(self, frozen: nn.Module, group: list[Site], seed: int) -> LoRALayer:
-        table = isinstance(frozen, nn.Embedding)
-        if table and (self.dora or self.init == "pissa"):
-            key, other = ("dora", "false") if self.dora else ("init", "kaiming")
-            raise RecipeError(
-                f"method.{key}: {group[0].path} is a table of embeddings, and {'DoRA' if self.dora else 'PiSSA'} is of "
-                f"matrices; leave it out of method.targets, or set method.{key} to {other}"
-            )
-        rows = {site.name: site.rows for site in group if site.name and site.rows}
-        update = self._update(frozen, group, rows, seed)
-        if self.dora:
-            return DoRALayer(frozen, update, self.dropout, rows)
-        return LoRALayer(frozen, update, 0.0 if table else self.dropout)
-
-    def _update(self, frozen: nn.Module, group: list[Site], rows: Mapping[str, Rows], seed: int) -> Update:
-        if not rows:
-            return self._pair(frozen, group[0], seed)
-        size = out_features(frozen)
-        assert size is not None
-        pairs = {site.name: self._pair(frozen, site, seed) for site in group if site.name}
-        blocks = RowBlocks(size, pairs, rows)
-        device = frozen.get_parameter("weight").device
-        return blocks if device.type == "meta" else blocks.to(device)  # row numbers are real even in a skeleton
-
-    def _pair(self, frozen: nn.Module, site: Site, seed: int) -> LowRank:
-        out, in_ = _shape(frozen, site)
-        rank = _first(self.ranks, site, self.rank)
-        largest = min(out, in_) // (2 if self.init == "pissa" else 1)
-        if rank > largest:
-            most = f"the largest rank is {largest}"
-            most += ", since init: pissa publishes twice the rank" if self.init == "pissa" else ""
-            raise RecipeError(f"method.rank: {rank} exceeds the {out}x{in_} matrix {_label(site)}; {most}")
-        alpha = _first(self.alphas, site, self.alpha)
-        scaling = alpha / math.sqrt(rank) if self.rslora else alpha / rank
-        kind = LowRankEmbedding if isinstance(frozen, nn.Embedding) else Principal if self.init == "pissa" else LowRank
-        pair = kind(in_, out, rank, scaling)
-        weight = frozen.get_parameter("weight")
-        if not isinstance(pair, Principal):
-            self._initialise(pair, torch.Generator().manual_seed(derive(seed, "lora", site.path, site.name or "")))
-        elif not weight.is_meta:
-            pair.begin(matrix(frozen, site.rows))
-        return pair.to(weight.device)
-
-    def _initialise(self, pair: LowRank, generator: torch.Generator) -> None:
-        if isinstance(pair, LowRankEmbedding):
-            nn.init.zeros_(pair.A)
-            nn.init.normal_(pair.B, generator=generator)
-        elif self.init == "gaussian":
-            nn.init.normal_(pair.A, std=0.02, generator=generator)
-        else:
-            nn.init.kaiming_uniform_(pair.A, a=math.sqrt(5), generator=generator)
-
     def _check_patterns(self, sites: list[Site]) -> None:
         """Every key of `ranks` and `alphas` must match a target, or it would silently do nothing."""
         problems = [
             f'method.{key}: "{pattern}" matches none of the adapted matrices'
             for key, table in (("ranks", self.ranks), ("alphas", self.alphas))
             for pattern in table
-            if not any(_matches(pattern, site) for site in sites)
+            if not any(site.matches(pattern) for site in sites)
         ]
         if problems:
             raise RecipeError(*problems)
 
-    def _release_biases(self, model: nn.Module, sites: Mapping[str, list[Site]]) -> None:
+    def _release_biases(self, model: "nn.Module", sites: Mapping[str, list[Site]]) -> None:
         if self.bias == "none":
             return
+        from torch import nn
+
         if self.bias == "all":
             chosen = list(biases(model).values())
         else:
@@ -205,27 +153,3 @@ def _by_module(sites: list[Site]) -> dict[str, list[Site]]:
         if len({whole for _, whole in group}) > 1:
             raise RecipeError(f"method.targets: {path} is targeted both whole and by row block; choose one")
     return {path: list(group.values()) for path, group in groups.items()}
-
-
-def _shape(frozen: nn.Module, site: Site) -> tuple[int, int]:
-    """(out, in) of the matrix at a site; for embeddings (dim, vocab)."""
-    out = out_features(frozen)
-    assert out is not None
-    in_ = elements(frozen.get_parameter("weight")) // out
-    if isinstance(site.rows, slice):
-        out = len(range(out)[site.rows])
-    elif site.rows is not None:
-        out = len(site.rows)
-    return out, in_
-
-
-def _matches(pattern: str, site: Site) -> bool:
-    return pattern == site.name or fnmatchcase(site.path, pattern)
-
-
-def _first(table: Mapping[str, T], site: Site, default: T) -> T:
-    return next((value for pattern, value in table.items() if _matches(pattern, site)), default)
-
-
-def _label(site: Site) -> str:
-    return site.path if site.name is None or site.rows is None else f"{site.path} ({site.name})"

@@ -1,31 +1,15 @@
 """Prefix-embedding tuning (Hu et al. 2021, section 5.1, PreEmbed): trained embeddings of special tokens."""
 
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit.arch import Architecture
 from lorakit.methods.base import Coverage
-from lorakit.methods.prefix import Places, PromptVectors, sample_words
+from lorakit.methods.prefix import PromptVectors
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class EmbeddedVectors(nn.Module):
-    """Vectors at the output of the table of embeddings.
-
-    Args:
-        vectors: (count, dim) initial values.
-        places: Where they stand.
-    """
-
-    def __init__(self, vectors: Tensor, places: Places) -> None:
-        super().__init__()
-        self.vectors = nn.Parameter(vectors)
-        self.places = places
-
-    def after(self, _: nn.Module, args: Any, embedded: Tensor) -> Tensor:
-        """Hook of the table: (batch, seq, dim) with the vectors in their places."""
-        return self.places.put(embedded, self.vectors)
+    from lorakit.layers.places import Places
 
 
 class PreEmbed(PromptVectors):
@@ -40,8 +24,12 @@ class PreEmbed(PromptVectors):
     title: ClassVar[str] = "embeddings"
     usual_lr: ClassVar[tuple[float, float]] = (5e-3, 5e-4)
 
-    def build(self, model: nn.Module, row: Architecture, places: Places, seed: int) -> tuple[nn.Module, Coverage]:
+    def build(self, model: "nn.Module", row: Architecture, places: "Places", seed: int) -> "tuple[nn.Module, Coverage]":
         """See `PrefixMethod`."""
+        import torch
+
+        from lorakit.layers.places import EmbeddedVectors, sample_words
+
         table: Any = model.get_input_embeddings()  # type: ignore[operator]
         path = next(name for name, module in model.named_modules() if module is table)
         words = sample_words(table.weight.shape[0], self.slots.count, seed).to(table.weight.device)

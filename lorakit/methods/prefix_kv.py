@@ -1,96 +1,22 @@
 """Prefix-tuning (Li & Liang 2021, arXiv 2101.00190): trained keys and values in front of the text, in every layer."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
 
-from lorakit.arch import Architecture, Rows
+from lorakit.arch import Architecture
 from lorakit.data.slots import Slots
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Coverage, Method
-from lorakit.methods.prefix import MODULE, Places, PrefixMethod, reader
+from lorakit.methods.prefix import MODULE, PrefixMethod
 from lorakit.surgery import WRAPPED
 from lorakit.targets import Site, blocks, out_features
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-class KeysAndValues(nn.Module):
-    """Keys and values of every layer, as they are or as what a small network makes of trained embeddings.
-
-    Args:
-        count: Vectors in front of the text.
-        size: Of all layers' keys and values together: layer 0's keys, layer 0's values, layer 1's keys, …
-        places: Where they stand.
-        hidden: Width of the network; None: keys and values are trained as they are.
-        dim: Of the network's embeddings.
-    """
-
-    def __init__(self, count: int, size: int, places: Places, hidden: int | None, dim: int) -> None:
-        super().__init__()
-        self.places = places
-        self.now: Tensor | None = None
-        if hidden is None:
-            self.vectors = nn.Parameter(torch.empty(count, size))
-        else:
-            self.embedding = nn.Parameter(torch.empty(count, dim))
-            self.down = nn.Linear(dim, hidden)
-            self.up = nn.Linear(hidden, size)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the values: N(0, 0.02²), but N(0, 1) for the network's embeddings and zero for its biases."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.normal_(parameter, std=1.0 if name == "embedding" else 0.02, generator=generator)
-
-    def all(self) -> Tensor:
-        """(count, size)."""
-        if hasattr(self, "vectors"):
-            return self.vectors
-        return fold(self.embedding, self.down.weight, self.down.bias, self.up.weight, self.up.bias)
-
-    def begin(self, *_: Any) -> None:
-        """Hook of the body: computed once for all layers."""
-        self.now = self.all()
-
-
-def fold(embedding: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
-    """up(tanh(down(embedding))): (count, dim) → (count, size), in float32."""
-    with torch.autocast(embedding.device.type, enabled=False):
-        return torch.tanh(embedding @ down.T + down_bias) @ up.T + up_bias
-
-
-class _Layer:
-    """The hooks of one block: its projection's first output gets the keys or values, at the places alone.
-
-    Only the first: DeBERTa sends its relative positions through the same projections.
-    """
-
-    def __init__(self, owner: KeysAndValues) -> None:
-        self.owner = owner
-        self.due: set[str] = set()
-
-    def begin(self, *_: Any) -> None:
-        """Hook of the attention: below the block, which checkpointing may not call again as a whole."""
-        self.due = {"k", "v"}
-
-
-class _After:
-    """Hook of a projection; an object, so that a copy of the model has hooks of its own."""
-
-    def __init__(self, layer: _Layer, name: str, columns: slice, rows: Rows | None) -> None:
-        self.layer, self.name, self.columns, self.rows = layer, name, columns, rows
-
-    def __call__(self, _: nn.Module, args: Any, projected: Tensor) -> Tensor:
-        owner = self.layer.owner
-        if self.name not in self.layer.due or owner.places.at is None:
-            return projected
-        self.layer.due.discard(self.name)
-        assert owner.now is not None
-        return owner.places.put(projected, owner.now[:, self.columns], self.rows)
+    from lorakit.layers.places import Places
 
 
 class PrefixKV(PrefixMethod):
@@ -120,8 +46,13 @@ class PrefixKV(PrefixMethod):
         """See `Method`."""
         return self.model_copy(update={"prefix": min(2, self.prefix), "hidden": self.hidden and min(8, self.hidden)})
 
-    def build(self, model: nn.Module, row: Architecture, places: Places, seed: int) -> tuple[nn.Module, Coverage]:
+    def build(self, model: "nn.Module", row: Architecture, places: "Places", seed: int) -> "tuple[nn.Module, Coverage]":
         """See `PrefixMethod`."""
+        import torch
+
+        from lorakit.layers.keys_values import KeysAndValues, Layer, Projected
+        from lorakit.layers.places import reader
+
         sites = {name: locate_projections(model, row, name) for name in ("k", "v")}
         found = blocks(model, row)
         widths = [_width(model, sites[name][path]) for path in found for name in ("k", "v")]
@@ -131,18 +62,22 @@ class PrefixKV(PrefixMethod):
         reader(model).register_forward_pre_hook(module.begin)
         start = 0
         for index, path in enumerate(found):
-            layer = _Layer(module)
+            layer = Layer(module)
             for attention in {sites[name][path].path.rpartition(".")[0] for name in ("k", "v")}:
                 model.get_submodule(attention).register_forward_pre_hook(layer.begin)
             for name, width in zip(("k", "v"), widths[2 * index : 2 * index + 2], strict=True):
                 site = sites[name][path]
-                hook = _After(layer, name, slice(start, start + width), site.rows)
+                hook = Projected(layer, name, slice(start, start + width), site.rows)
                 model.get_submodule(site.path).register_forward_hook(hook)
                 start += width
         return module, {name: [site.path for site in there.values()] for name, there in sites.items()}
 
-    def publish(self, state: Mapping[str, Tensor]) -> tuple[Method, Mapping[str, Tensor]]:
+    def publish(self, state: "Mapping[str, Tensor]") -> "tuple[Method, Mapping[str, Tensor]]":
         """Fold the network away: what is published are keys and values."""
+        import torch
+
+        from lorakit.layers.keys_values import fold
+
         method = self.model_copy(update={"hidden": None})
         own = {name: value for name, value in state.items() if name.startswith(f"{MODULE}.")}
         names = [f"{MODULE}.{name}" for name in ("embedding", "down.weight", "down.bias", "up.weight", "up.bias")]
@@ -153,7 +88,7 @@ class PrefixKV(PrefixMethod):
         return method, {f"{MODULE}.vectors": vectors, **{n: v for n, v in state.items() if n not in own}}
 
 
-def locate_projections(model: nn.Module, row: Architecture, name: str) -> dict[str, Site]:
+def locate_projections(model: "nn.Module", row: Architecture, name: str) -> dict[str, Site]:
     """Block path → where its keys ("k") or values ("v") are computed.
 
     Raises:
@@ -170,7 +105,7 @@ def locate_projections(model: nn.Module, row: Architecture, name: str) -> dict[s
     return of_block
 
 
-def _width(model: nn.Module, site: Site) -> int:
+def _width(model: "nn.Module", site: Site) -> int:
     """Columns of the keys or values that a site computes."""
     size = _size(model, site.path)
     if site.rows is None:
@@ -178,7 +113,7 @@ def _width(model: nn.Module, site: Site) -> int:
     return len(range(size)[site.rows]) if isinstance(site.rows, slice) else len(site.rows)
 
 
-def _size(model: nn.Module, path: str) -> int:
+def _size(model: "nn.Module", path: str) -> int:
     """Columns that a projection computes, be it adapted or not."""
     module = model.get_submodule(path)
     size = out_features(getattr(module, WRAPPED, module))

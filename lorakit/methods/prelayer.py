@@ -1,43 +1,16 @@
 """Prefix-layer tuning (Hu et al. 2021, section 5.1, PreLayer): trained activations after every layer."""
 
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lorakit.arch import Architecture
 from lorakit.methods.base import Coverage
-from lorakit.methods.prefix import Places, PromptVectors, first_input, reader, sample_words
+from lorakit.methods.prefix import PromptVectors
 from lorakit.targets import blocks
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class LayerVectors(nn.Module):
-    """Vectors at the input of every block.
-
-    Args:
-        vectors: (blocks, count, dim) initial values.
-        places: Where they stand.
-    """
-
-    def __init__(self, vectors: Tensor, places: Places) -> None:
-        super().__init__()
-        self.vectors = nn.Parameter(vectors)
-        self.places = places
-
-    def watch(self, block: nn.Module, index: int) -> None:
-        """Put the vectors into what a block reads."""
-        block.register_forward_pre_hook(_Before(self, index), with_kwargs=True)
-
-
-class _Before:
-    """Hook of one block; an object, so that a copy of the model has hooks of its own."""
-
-    def __init__(self, owner: LayerVectors, index: int) -> None:
-        self.owner, self.index = owner, index
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        hidden = self.owner.places.put(first_input(args, kwargs), self.owner.vectors[self.index])
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+    from lorakit.layers.places import Places
 
 
 class PreLayer(PromptVectors):
@@ -57,35 +30,12 @@ class PreLayer(PromptVectors):
     title: ClassVar[str] = "activations"
     usual_lr: ClassVar[tuple[float, float]] = (2e-2, 1e-3)
 
-    def build(self, model: nn.Module, row: Architecture, places: Places, seed: int) -> tuple[nn.Module, Coverage]:
+    def build(self, model: "nn.Module", row: Architecture, places: "Places", seed: int) -> "tuple[nn.Module, Coverage]":
         """See `PrefixMethod`."""
+        from lorakit.layers.places import LayerVectors, read_by
+
         found = blocks(model, row)
-        module = LayerVectors(_activations(model, list(found.values()), self.slots.count, seed), places)
+        module = LayerVectors(read_by(model, list(found.values()), self.slots.count, seed), places)
         for index, block in enumerate(found.values()):
             module.watch(block, index)
         return module, {"blocks": list(found)}
-
-
-def _activations(model: nn.Module, found: list[nn.Module], count: int, seed: int) -> Tensor:
-    """(blocks, count, dim): what the blocks read of random words."""
-    table: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if table.weight.is_meta:
-        return torch.empty(len(found), count, model.config.hidden_size, device="meta")  # type: ignore[union-attr, arg-type]
-    seen: list[Tensor] = []
-    hooks = [
-        block.register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(first_input(args, kwargs)[0].float().clone()), with_kwargs=True
-        )
-        for block in found
-    ]
-    words = sample_words(table.weight.shape[0], count, seed).to(table.weight.device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            reader(model)(input_ids=words[None], attention_mask=torch.ones_like(words[None]))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(seen)

@@ -1,15 +1,17 @@
 """FT-Top2 (Li & Liang 2021, arXiv 2101.00190): the last blocks are fine-tuned, the rest is frozen."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
-from torch import nn
 
 from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Coverage, Method
 from lorakit.surgery import release
 from lorakit.targets import blocks
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class TopLayers(Method):
@@ -33,7 +35,7 @@ class TopLayers(Method):
         """The base's own tensors are what it trains."""
         return "name: top_layers"
 
-    def apply(self, model: nn.Module, row: Architecture, seed: int) -> Coverage:
+    def apply(self, model: "nn.Module", row: Architecture, seed: int) -> Coverage:
         """Release the last blocks and, of a model that has one, the norm behind them."""
         found = blocks(model, row)
         if self.layers > len(found):
@@ -48,7 +50,7 @@ class TopLayers(Method):
         return {"top": paths}
 
 
-def _final_norm(model: nn.Module, row: Architecture, block: str) -> str | None:
+def _final_norm(model: "nn.Module", row: Architecture, block: str) -> str | None:
     """Path of the norm behind the last block; post-LN models have none, whatever the row says (opt-350m)."""
     if row.final_norm is None:
         return None

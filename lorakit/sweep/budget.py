@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorakit.errors import RecipeError
+from lorakit.layers.low_rank import LowRank
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LowRank
 from lorakit.modules import parameter_groups
 from lorakit.outline import outline
 from lorakit.recipe import Recipe

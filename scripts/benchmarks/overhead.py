@@ -92,7 +92,7 @@ def work(job: dict[str, Any], channel: Channel) -> None:
 
 def _strip(model: Any) -> None:
     """Take the adapters out again, and let the embedding's output ask for a gradient."""
-    from lorakit.methods.base import Adapted
+    from lorakit.layers.adapted import Adapted
     from lorakit.surgery import replace
 
     adapted = {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}

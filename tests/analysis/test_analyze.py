@@ -18,8 +18,8 @@ from lorakit.analysis.sites import matrices
 from lorakit.checkpoint import open_run, read_adapter, save_adapter
 from lorakit.cli import main
 from lorakit.errors import CheckpointError, RecipeError
+from lorakit.layers.low_rank import LoRALayer
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LoRALayer
 from lorakit.model import Base, Head, prepare
 from lorakit.nf4 import weight_of
 from lorakit.progress import Silent

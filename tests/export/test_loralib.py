@@ -16,9 +16,9 @@ from lorakit.errors import MergeError
 from lorakit.export import export
 from lorakit.export.card import CARD
 from lorakit.export.loralib import FILE
+from lorakit.layers.low_rank import LoRALayer, RowBlocks
 from lorakit.merge_plan import adapted_layers
 from lorakit.methods import BitFit, Full, LoRA, Method
-from lorakit.methods.low_rank import LoRALayer, RowBlocks
 from lorakit.surgery import replace
 
 QV = LoRA(rank=4, alpha=12, targets=["q", "v"])

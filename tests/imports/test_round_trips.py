@@ -16,9 +16,9 @@ from lorakit.export import export
 from lorakit.export.card import CARD
 from lorakit.export.loralib import FILE
 from lorakit.imports import import_adapter
+from lorakit.layers.low_rank import LoRALayer
 from lorakit.merge_plan import adapted_layers
 from lorakit.methods import LoRA
-from lorakit.methods.low_rank import LoRALayer
 
 FUSED = ("gpt2", "modernbert", "phi3", "gpt_neox")
 MLP = {"bert": "up", "gpt2": "up", "llama": "gate", "modernbert": "down", "phi3": "down", "gpt_neox": "up"}

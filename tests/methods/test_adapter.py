@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from lorakit.arch import ARCHITECTURES, Architecture
 from lorakit.errors import RecipeError
-from lorakit.methods.adapter import Adapter, Bottleneck
+from lorakit.layers.bottleneck import Bottleneck
+from lorakit.methods.adapter import Adapter
 from lorakit.model import Head, attach
 from lorakit.surgery import trainable_parameters
 

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.arch import ARCHITECTURES, architecture
 from lorakit.errors import RecipeError
-from lorakit.methods.dora import DoRALayer
+from lorakit.layers.dora import DoRALayer
+from lorakit.layers.low_rank import LowRank, RowBlocks
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LowRank, RowBlocks
 from lorakit.model import Base, Head, prepare
 from lorakit.surgery import trainable_parameters
 

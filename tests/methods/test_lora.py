@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.arch import ARCHITECTURES, architecture
 from lorakit.configs import CONFIGS
 from lorakit.errors import RecipeError
+from lorakit.layers.low_rank import LoRALayer, LowRank, LowRankEmbedding, RowBlocks
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LoRALayer, LowRank, LowRankEmbedding, RowBlocks
 from lorakit.surgery import freeze, trainable_parameters, trainable_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,10 +12,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lorakit.arch import ARCHITECTURES, architecture
 from lorakit.errors import RecipeError
+from lorakit.layers.low_rank import LowRank, RowBlocks
+from lorakit.layers.pissa import Principal, matrix
 from lorakit.methods.base import Method
 from lorakit.methods.lora import LoRA
-from lorakit.methods.low_rank import LowRank, RowBlocks
-from lorakit.methods.pissa import Principal, matrix
 from lorakit.surgery import load_trainable, trainable_parameters, trainable_state
 
 pytestmark = [

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.arch import Rows
-from lorakit.methods.base import Edit, Stored
-from lorakit.methods.low_rank import LoRALayer, RowBlocks, Update, low_rank_edit, transposed
+from lorakit.layers.adapted import Edit, Stored
+from lorakit.layers.low_rank import LoRALayer, RowBlocks, Update, low_rank_edit, transposed
 from lorakit.nf4 import weight_of
 from lorakit.targets import out_features
 

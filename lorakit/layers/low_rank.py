@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.arch import Rows
-from lorakit.methods.base import Adapted, Edit, Stored
+from lorakit.layers.adapted import Adapted, Edit, Stored
 
 
 class LowRank(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.arch import Rows
-from lorakit.methods.low_rank import LowRank, transposed
+from lorakit.layers.low_rank import LowRank, transposed
 from lorakit.nf4 import weight_of
 
 
