@@ -67,14 +67,14 @@ class _Part:
     """One batch, as arrays that lie in the mapped file; what is taken out is copied, since torch wants to write."""
 
     def __init__(self, batch: "pa.RecordBatch") -> None:
-        self.rows = batch.column("row").to_numpy()
-        self._starts = batch.column("input_ids").offsets.to_numpy()
-        self._ids = batch.column("input_ids").values.to_numpy()
+        self.rows = _numbers(batch.column("row"))
+        self._starts = _numbers(batch.column("input_ids").offsets)
+        self._ids = _numbers(batch.column("input_ids").values)
         names = batch.schema.names
-        self._types = batch.column("token_type_ids").values.to_numpy() if "token_type_ids" in names else None
-        self._labels = batch.column("labels").values.to_numpy() if "labels" in names else None
-        self._values = None if self._labels is not None else batch.column("value").to_numpy()
-        self._whole = None if self._labels is not None else batch.column("whole").to_numpy(zero_copy_only=False)
+        self._types = _numbers(batch.column("token_type_ids").values) if "token_type_ids" in names else None
+        self._labels = _numbers(batch.column("labels").values) if "labels" in names else None
+        self._values = None if self._labels is not None else _numbers(batch.column("value"))
+        self._whole = None if self._labels is not None else _numbers(batch.column("whole"))
 
     def item(self, index: int) -> Item:
         place = slice(self._starts[index], self._starts[index + 1])
@@ -90,7 +90,7 @@ class _Part:
 
 
 def _joined(batches: Sequence["pa.RecordBatch"], name: str) -> NDArray[np.int64]:
-    return np.concatenate([batch.column(name).to_numpy() for batch in batches])
+    return np.concatenate([_numbers(batch.column(name)) for batch in batches])
 
 
 @contextmanager
@@ -148,30 +148,53 @@ def _batch(items: Sequence[Item]) -> "pa.RecordBatch":
     import pyarrow as pa
 
     lengths = np.array([len(item.input_ids) for item in items], dtype=np.int64)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    offsets = _column(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
-    def lists(rows: Iterable[NDArray[Any]], kind: "pa.DataType") -> "pa.Array":
-        return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(list(rows)), kind))
+    def lists(rows: Iterable[NDArray[Any]], kind: type[np.signedinteger[Any]]) -> "pa.Array":
+        return pa.ListArray.from_arrays(offsets, _column(np.concatenate(list(rows)).astype(kind)))
 
     tally = Tally()
     tally.add(items)
     found = tally.summary()
     columns = {
-        "row": pa.array([item.row for item in items], pa.int64()),
-        "length": pa.array(lengths),
-        "targets": pa.array(found.targets),
-        "last": pa.array(found.last),
-        "input_ids": lists((item.input_ids for item in items), pa.int32()),
+        "row": _column(np.array([item.row for item in items], dtype=np.int64)),
+        "length": _column(lengths),
+        "targets": _column(found.targets),
+        "last": _column(found.last),
+        "input_ids": lists((item.input_ids for item in items), np.int32),
     }
     if items[0].token_type_ids is not None:
         types = (item.token_type_ids for item in items)
-        columns["token_type_ids"] = lists((one for one in types if one is not None), pa.int8())
+        columns["token_type_ids"] = lists((one for one in types if one is not None), np.int8)
     if items[0].labels.ndim:
-        columns["labels"] = lists((item.labels for item in items), pa.int32())
+        columns["labels"] = lists((item.labels for item in items), np.int32)
     else:
-        columns["value"] = pa.array([float(item.labels) for item in items], pa.float64())
-        columns["whole"] = pa.array([item.labels.dtype.kind == "i" for item in items], pa.bool_())
+        columns["value"] = _column(np.array([float(item.labels) for item in items]))
+        columns["whole"] = _column(np.array([item.labels.dtype.kind == "i" for item in items]))
     return pa.record_batch(columns)
+
+
+# Arrow's own conversions import pandas to ask whether it has a say: 37 MB and half a second.
+
+
+def _column(values: NDArray[Any]) -> "pa.Array":
+    """An Arrow array of one of numpy's."""
+    import pyarrow as pa
+
+    if values.dtype == np.bool_:
+        bits = pa.py_buffer(np.packbits(values, bitorder="little"))
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits])
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def _numbers(column: "pa.Array") -> NDArray[Any]:
+    """A numpy array of one of Arrow's, which has no nulls; it lies where that does, but for truth values."""
+    import pyarrow as pa
+
+    buffer, place = column.buffers()[-1], slice(column.offset, column.offset + len(column))
+    if pa.types.is_boolean(column.type):
+        return np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")[place].astype(np.bool_)
+    return np.frombuffer(buffer, column.type.to_pandas_dtype())[place]
 
 
 def read_entry(directory: Path) -> Encoded | None:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +63,27 @@ def same(one: Item, other: Item) -> bool:
     a, b = one.token_type_ids, other.token_type_ids
     types = (a is None and b is None) or (a is not None and b is not None and a.dtype == b.dtype and (a == b).all())
     return one.row == other.row and bool(types)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from lorakit.data.items import Item
+from lorakit.data.stored import read_entry, write_entry
+ids = np.arange(5, dtype=np.int32)
+write_entry(Path(sys.argv[1]), iter([[Item(ids, np.asarray(1), ids % 2, 0)]]), {"truncated": 0, "dropped": {}})
+assert read_entry(Path(sys.argv[1])).items[0].row == 0
+print("pandas" in sys.modules)
+"""
+
+
+def test_pandas_is_not_imported(tmp_path: Path) -> None:
+    """Arrow's conversions would: 37 MB, which the rows of a large split shall not cost."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path / "entry")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("case", CASES)
