@@ -20,7 +20,7 @@ from lorakit.combine import other_base
 from lorakit.errors import CheckpointError
 from lorakit.export.base import whole_tensors
 from lorakit.layers.adapted import Adapted
-from lorakit.merge_plan import adapted_layers
+from lorakit.merge_plan import adapted_layers, tied_groups
 from lorakit.model import prepare, suit
 from lorakit.packing import share_packing
 from lorakit.surgery import replace
@@ -143,11 +143,14 @@ class Switch:
                 share_packing(self.model, module)
             module.requires_grad_(False).to(device)
         parameters: dict[tuple[nn.Module, str], nn.Parameter] = {}
+        ties = {names[0]: names for names in tied_groups(self.model)}
         for name, value in whole_tensors(opened).items():
-            path, _, last = name.rpartition(".")
-            if path.split(".")[0] not in heads:
+            if name.split(".")[0] in heads:
+                continue
+            parameter = nn.Parameter(value.to(device), requires_grad=False)
+            for path, _, last in (one.rpartition(".") for one in ties[name]):
                 owner = self._base_modules.get(path) or self.model.get_submodule(path)
-                parameters[owner, last] = nn.Parameter(value.to(device), requires_grad=False)
+                parameters[owner, last] = parameter
                 parameters |= _even(owner, last)
         for owner, last in parameters:
             self._base_parameters.setdefault((owner, last), owner.get_parameter(last))

@@ -6,8 +6,8 @@ What a recipe says by targets, ranks and alphas is found again from the pairs, s
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from lorakit.errors import CheckpointError, RecipeError
 from lorakit.layers.low_rank import stacked
 from lorakit.merge_plan import read_rows
 from lorakit.methods.lora import LoRA
+from lorakit.methods.whole import modules_named
 from lorakit.model import Prepared, prepare
 from lorakit.recipe import Recipe, dump
 from lorakit.runtime import atomic_directory
@@ -69,6 +70,7 @@ class Parts:
         rslora: Whether the pairs' scaling is alpha / √r.
         dropout: In training.
         bias: Which biases `whole` holds, as in a recipe.
+        also: Paths of the modules, other than the head's, of which `whole` holds every parameter.
     """
 
     pairs: dict[str, dict[str, Pair]]
@@ -77,6 +79,7 @@ class Parts:
     rslora: bool = False
     dropout: float = 0.0
     bias: Literal["none", "lora_only", "all"] = "none"
+    also: tuple[str, ...] = ()
 
     def scaling(self, pair: Pair) -> float:
         """That of one of its pairs."""
@@ -152,12 +155,24 @@ def method_of(prepared: Prepared, parts: Parts) -> tuple[LoRA, Parts]:
         "ranks": {pattern: value for pattern, value in ranks.items() if value != rank},
         "alphas": {pattern: value for pattern, value in alphas.items() if value != alpha},
         "bias": parts.bias,
+        "also_train": _also(prepared, parts.also),
     }
     try:
         method = LoRA.model_validate(section)
     except ValidationError as error:
         raise CheckpointError(*(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
-    return method, Parts(pairs, parts.magnitudes, parts.whole, parts.rslora, parts.dropout, parts.bias)
+    return method, replace(parts, pairs=pairs)
+
+
+def _also(prepared: Prepared, paths: Sequence[str]) -> list[str]:
+    """Names that mean these modules and no others: last ones where these do, else whole paths."""
+    tails: dict[str, list[str]] = {}
+    for path in paths:
+        tails.setdefault(path.rpartition(".")[2], []).append(path)
+    found: list[str] = []
+    for tail, group in tails.items():
+        found += [tail] if set(modules_named(prepared.model, tail)) == set(group) else sorted(group)
+    return found
 
 
 def write_run(out: Path, recipe: Recipe, bare: Prepared, parts: Parts, source: str, note: str) -> Opened:

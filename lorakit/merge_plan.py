@@ -231,7 +231,7 @@ def stored_weight(prepared: Prepared, path: str, elements: int) -> Stored:
     entries = model_entries(prepared.located.directory)
     key = prepared.file_names.get(name, name)
     if key not in entries:  # tied: the files have it once, by the other name
-        tied = next(group for group in _tied_groups(prepared.model) if name in group)
+        tied = next(group for group in tied_groups(prepared.model) if name in group)
         key = next(other for other in (prepared.file_names.get(one, one) for one in tied) if other in entries)
     entry = entries[key]
     quantised = prepared.quantised
@@ -244,7 +244,7 @@ def _pieces(prepared: Prepared, state: Mapping[str, Tensor], entries: dict[str, 
     layers = {f"{path}.weight": layer for path, layer in adapted_layers(prepared.model).items()}
     pieces = []
     untied = renamed = False
-    for group in _tied_groups(prepared.model):
+    for group in tied_groups(prepared.model):
         keys = {name: prepared.file_names.get(name, name) for name in group}
         known = next((name for name in group if keys[name] in entries), group[0])
         trained = next((state[name] for name in group if name in state), None)
@@ -267,7 +267,7 @@ def _pieces(prepared: Prepared, state: Mapping[str, Tensor], entries: dict[str, 
     return pieces, untied
 
 
-def _tied_groups(model: nn.Module) -> list[list[str]]:
+def tied_groups(model: nn.Module) -> list[list[str]]:
     """The untouched model's tensors by canonical name; the names of one tied parameter stand together."""
     added = {
         f"{path}.{name}"

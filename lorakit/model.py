@@ -133,6 +133,8 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         ModelError: The base is missing or does not fit the task.
         RecipeError: A target or an option does not fit the model.
     """
+    from lorakit.methods.whole import check_quantised
+
     if base.quantize and not skeleton:
         from lorakit.nf4 import require
 
@@ -157,6 +159,8 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         check_new(model, located, head.kind == "generation", new)
     unknown = absent(model, file_names) - new
     coverage = attach(model, row, methods, head, new, seed)
+    if quantised is not None:
+        check_quantised(model, quantised.modules)
     own(model)
     _check_names(model, located, unknown)
     return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names, quantised)

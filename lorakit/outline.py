@@ -13,6 +13,7 @@ from lorakit.configs import CONFIGS
 from lorakit.errors import DataError, ModelError
 from lorakit.head_bias import regression_bias
 from lorakit.methods.base import Coverage, Method
+from lorakit.methods.whole import check_quantised
 from lorakit.model import Base, Head, Prepared, attach, build_skeleton, prepare, suit
 from lorakit.nf4 import LOAD_DTYPE, outlined, quantisable
 from lorakit.recipe import Recipe
@@ -126,7 +127,9 @@ def _from_table(base: Base, fields: dict[str, Any], head: Head, recipe: Recipe, 
     dtype = frozen_dtype(base, config.dtype, on_cuda)
     cast_frozen(model, dtype)
     if base.quantize:
-        outlined(model, quantisable(build_skeleton(base, config, head), () if head.kind == "generation" else row.head))
+        modules = quantisable(build_skeleton(base, config, head), () if head.kind == "generation" else row.head)
+        check_quantised(model, modules)
+        outlined(model, modules)
     return Outline(model, row, methods, coverage, None, None, dtype)
 
 

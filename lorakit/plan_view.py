@@ -84,7 +84,7 @@ def _modules(rows: Sequence[ModuleRow]) -> Table:
     header = ["modules", "class", "adapted", "frozen", "trained"]
     lines = []
     for row in rows:
-        adapted = f"{row.adapted} by {', '.join(row.by)}" if row.adapted else "–"
+        adapted = f"{row.adapted} by {', '.join(row.by)}" if row.adapted else ", ".join(row.by) or "–"
         lines.append([row.path, f"{row.count} x {row.kind}", adapted, f"{row.frozen:,}", f"{row.trained:,}"])
     others = sum(2 + max(len(line[column]) for line in (header, *lines)) for column in range(1, len(header)))
     room = max(_WIDTH - others, _SHORTEST_PATH)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from lorakit.export.pairs import Pair, lora_layers, pair_of
 from lorakit.layers.adapted import Edit
 from lorakit.layers.dora import DoRALayer, dora_edit
 from lorakit.layers.low_rank import LoRALayer, low_rank_edit
-from lorakit.merge_plan import adapted_layers, stored_weight
+from lorakit.merge_plan import adapted_layers, stored_weight, tied_groups
 from lorakit.methods.lora import LoRA
 from lorakit.weights import read_header
 
@@ -106,12 +107,15 @@ def write_files(opened: "Opened", pairs: Mapping[str, Pair], out: Path, rslora: 
         if isinstance(layer, DoRALayer):
             magnitude = layer.whole_magnitude(stored_weight(opened.prepared, path, BLOCK))
             tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = magnitude
+    ties = _ties(opened.prepared.model)
     whole = whole_tensors(opened)
+    whole |= {twin: whole[name].clone() for name, names in ties.items() if name in whole for twin in names[1:]}
     saved = _saved_modules(opened.prepared, whole, layers)
     biases = [name for name in whole if not _inside(name, saved)]
     tensors |= {_whole_key(name, layers): value for name, value in whole.items()}
     config = _config(opened, layers, pairs, rslora)
     config["modules_to_save"] = saved or None
+    config["ensure_weight_tying"] = any(name in ties for name in whole)  # which older versions do not know, nor need
     config["bias"] = _bias_mode(biases, layers)
     (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     contiguous = {key: value.contiguous() for key, value in tensors.items()}
@@ -141,6 +145,7 @@ def read_files(opened: "Opened", out: Path) -> Read:
             tensors[name.replace(".base_layer.", ".")] = value
         else:
             factors.setdefault(name.removesuffix(suffix), {})[SUFFIXES[suffix]] = value
+    tensors = _tied(tensors, opened.prepared.model)
     layers = adapted_layers(opened.prepared.model)
     targets = config["target_modules"]
     edits: dict[str, Edit] = {}
@@ -242,6 +247,24 @@ def _saved_modules(prepared: "Prepared", whole: Mapping[str, Tensor], layers: Ma
     if problems:
         raise MergeError(*problems)
     return saved
+
+
+def _ties(model: nn.Module) -> dict[str, list[str]]:
+    """Names of each tied weight, by the first of them, under which the model knows it."""
+    return {names[0]: names for names in tied_groups(model) if len(names) > 1}
+
+
+def _tied(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The whole tensors of a file, a tied weight's by its first name: PEFT takes modules that it saves for single."""
+    found = dict(tensors)
+    for first, names in _ties(model).items():
+        there = [found.pop(name) for name in names if name in found]
+        if not there:
+            continue
+        if len(there) < len(names) or not all(torch.equal(there[0], other) for other in there):
+            raise MergeError(f"{first}: PEFT would part it from {', '.join(names[1:])}, to which it is tied")
+        found[first] = there[0]
+    return found
 
 
 def _inside(name: str, saved: list[str]) -> bool:

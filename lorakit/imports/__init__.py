@@ -54,6 +54,7 @@ class ImportReport:
         rows = [("format", self.format), ("tensors, all placed", f"{self.tensors:,}")]
         rows += [("adapted modules", f"{self.modules:,}"), ("whole tensors", f"{self.whole:,}")]
         rows += [("method", kind), ("rank, alpha", _both(method)), ("targets", _short(method.targets or []))]
+        rows += [("trained whole", _short(method.also_train))] if method.also_train else []
         rows.append(("task", self.task))
         return rows + ([("made for", self.made_for)] if self.made_for else [])
 

@@ -11,6 +11,7 @@ from lorakit.arch import architecture
 from lorakit.compose import WHOLE, Parts, base_tensor, rows_of
 from lorakit.errors import CheckpointError
 from lorakit.imports.base import Foreign
+from lorakit.merge_plan import tied_groups
 from lorakit.model import Base, Head, Prepared, load_config, prepare
 from lorakit.surgery import biases, trainable_parameters
 from lorakit.targets import out_features
@@ -112,7 +113,7 @@ def _index(rows: slice | tuple[int, ...]) -> slice | list[int]:
 
 
 def trained(foreign: Foreign, parts: Parts, bare: Prepared) -> Parts:
-    """The adapter without what the file repeats of the base, and with the biases' rule.
+    """The adapter without what the file repeats of the base, with the biases' rule and the modules trained whole.
 
     PEFT writes the table of an adapted embedding beside its pair.
 
@@ -122,22 +123,59 @@ def trained(foreign: Foreign, parts: Parts, bare: Prepared) -> Parts:
         bare: The base with the task's head.
 
     Raises:
-        CheckpointError: A tensor was trained whole that is neither of the head nor a bias; lists all such.
+        CheckpointError: A tensor was trained whole that has no place in the base, or of a module that has a pair too;
+            lists all such.
     """
     head = trainable_parameters(bare.model).keys()
     every = biases(bare.model)
-    rest = {name: value for name, value in parts.whole.items() if name not in head}
-    found = [name for name in rest if name in every]
-    bias = parts.bias if foreign.bias_known else _bias_of(found, parts, every)
-    kept = {name: value for name, value in parts.whole.items() if name in head or (name in every and bias != "none")}
-    problems = [
-        f"{foreign.file}: {name}: {problem}"
-        for name, value in rest.items()
-        if name not in kept and (problem := _unlike(bare, name, value))
-    ]
+    own = {name: value for name, value in parts.whole.items() if name in head}
+    rest, problems = _untied(foreign, {name: value for name, value in parts.whole.items() if name not in head}, bare)
+    by_rule = {} if foreign.bias_known and parts.bias == "none" else every
+    changed = []
+    for name, value in rest.items():
+        if name in by_rule:
+            continue
+        if problem := _misplaced(parts, bare, name, value):
+            problems.append(f"{foreign.file}: {name}: {problem}")
+        elif not _of_base(bare, name, value):
+            changed.append(name)
     if problems:
         raise CheckpointError(*problems)
-    return replace(parts, whole=kept, bias=bias)
+    also = tuple(dict.fromkeys(name.rpartition(".")[0] for name in changed))
+    of_modules = {
+        name: rest[name] if name in rest else base_tensor(bare, name)
+        for path in also
+        for name, _ in bare.model.get_submodule(path).named_parameters(path, recurse=False)
+    }
+    found = {name: value for name, value in rest.items() if name in every and name not in of_modules}
+    bias = parts.bias if foreign.bias_known else _bias_of(list(found), parts, every)
+    kept = own | of_modules | (found if bias != "none" else {})
+    return replace(parts, whole=kept, bias=bias, also=also)
+
+
+def _untied(foreign: Foreign, rest: Mapping[str, Tensor], bare: Prepared) -> tuple[dict[str, Tensor], list[str]]:
+    """Whole tensors with those of a tied weight under its first name, and what is wrong with such.
+
+    PEFT trains and loads the modules that it saves one by one: a tied weight of which it saved one use has parted.
+    """
+    found, problems = dict(rest), []
+    for names in (group for group in tied_groups(bare.model) if len(group) > 1):
+        there = {name: found.pop(name) for name in names if name in found}
+        if not there:
+            continue
+        first, value = next(iter(there.items()))
+        fits = value.shape == bare.model.get_parameter(names[0]).shape
+        alone = foreign.format == "peft" and len(there) < len(names) and fits and not _of_base(bare, first, value)
+        if not alone and all(torch.equal(value, other) for other in there.values()):
+            found[names[0]] = value
+            continue
+        others = ", ".join(name for name in names if name != first)
+        problems.append(
+            f"{foreign.file}: {first}: was trained apart from {others}, and in this base they are one tensor, which a "
+            "run here keeps; train it with ensure_weight_tying, or import it onto a copy of the base that has both "
+            "tensors and tie_word_embeddings: false"
+        )
+    return found, problems
 
 
 def _bias_of(found: list[str], parts: Parts, every: Mapping[str, nn.Parameter]) -> Literal["none", "lora_only", "all"]:
@@ -147,18 +185,24 @@ def _bias_of(found: list[str], parts: Parts, every: Mapping[str, nn.Parameter]) 
     return "lora_only" if set(found) == {f"{path}.bias" for path in parts.pairs} & every.keys() else "all"
 
 
-def _unlike(bare: Prepared, name: str, value: Tensor) -> str | None:
-    """What is wrong with a whole tensor that no run trains; None where it is the base's own."""
+def _misplaced(parts: Parts, bare: Prepared, name: str, value: Tensor) -> str | None:
+    """What is wrong with the place of a whole tensor; None where the base has one, and no pair changes it too."""
     parameters = dict(bare.model.named_parameters(remove_duplicate=False))
     if name not in parameters:
         return f"this {bare.row.model_type} base has no such tensor"
-    own = parameters[name]
-    known = next((n for n, p in parameters.items() if p is own and n in bare.file_names), None)
-    if own.shape != value.shape:
-        return f"has shape {tuple(value.shape)}, and the base's has {tuple(own.shape)}; was its vocabulary resized?"
-    if known is not None and _same(base_tensor(bare, known), value):
-        return None
-    return "was trained whole, beside the pairs; of such modules a run here knows the task's head alone"
+    shape = tuple(parameters[name].shape)
+    if shape != tuple(value.shape):
+        return f"has shape {tuple(value.shape)}, and the base's has {shape}; was its vocabulary resized?"
+    if name.rpartition(".")[0] in parts.pairs and not _of_base(bare, name, value):
+        return "was trained whole, and its module has a pair too; a run here does one of the two"
+    return None
+
+
+def _of_base(bare: Prepared, name: str, value: Tensor) -> bool:
+    """Whether a whole tensor, of the base's shape, is the base's own."""
+    parameters = dict(bare.model.named_parameters(remove_duplicate=False))
+    known = next((n for n, p in parameters.items() if p is parameters[name] and n in bare.file_names), None)
+    return known is not None and _same(base_tensor(bare, known), value)
 
 
 def _same(base: Tensor, value: Tensor) -> bool:

@@ -5,6 +5,7 @@ The file does not say alpha, and of a fused projection not which of its matrices
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -100,7 +101,7 @@ def split_merged(file: Path, parts: Parts, bare: Prepared, wanted: list[str] | N
         taken = chosen
     if problems:
         raise CheckpointError(*problems)
-    return Parts(pairs, parts.magnitudes, parts.whole, parts.rslora, parts.dropout, parts.bias), taken
+    return replace(parts, pairs=pairs), taken
 
 
 def _chosen(names: list[str], pair: Pair, size: int, wanted: list[str] | None) -> list[str] | str:

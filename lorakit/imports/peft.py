@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -40,6 +41,8 @@ Every other field that is not in `Config` must be empty."""
 _REPLACED, _SAVED = ".original_module.", re.compile(r"\.modules_to_save\.(default\.)?")
 """With `bias: all`, PEFT also writes the biases of a head under the names of what it wraps around it: those of the head
 that was there before, which counts for nothing, and once more those of the trained one."""
+_HEADS = ("classifier", "score")
+"""What PEFT puts into `modules_to_save` by itself, be it there or not."""
 
 T = TypeVar("T")
 
@@ -184,10 +187,20 @@ def _parts(file: Path, config: Config, factors: Mapping[str, Mapping[str, Tensor
         if config.use_dora != ("magnitude" in found):
             problems.append(f"{file}: {path}: use_dora and a magnitude go together, and here is one of the two")
         pairs[path] = {WHOLE: Pair(found["B"], found["A"], alpha)}
+    problems += [
+        f"{file}: modules_to_save name {name}, and the file has nothing for it"
+        for name in config.modules_to_save or []
+        if name not in _HEADS and not any(above.endswith(name) for key in whole for above in _above(key))
+    ]
     if problems:
         raise CheckpointError(*problems)
     magnitudes = {path: found["magnitude"].flatten() for path, found in factors.items() if "magnitude" in found}
     return Parts(pairs, magnitudes, whole, config.use_rslora, config.lora_dropout, config.bias)
+
+
+def _above(key: str) -> Iterator[str]:
+    """The paths of the modules that a tensor is in."""
+    return accumulate(key.split(".")[:-1], "{}.{}".format)
 
 
 def _named(names: list[str] | str, path: str) -> bool:

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_va
 from lorakit.arch import Architecture
 from lorakit.errors import RecipeError
 from lorakit.methods.base import Coverage, Method
+from lorakit.methods.whole import locate_whole, release_whole
 from lorakit.surgery import biases, release, replace
 from lorakit.targets import Site, locate
 
@@ -59,6 +60,9 @@ class LoRA(Method):
     """Alphas of some matrices, likewise."""
     bias: Literal["none", "lora_only", "all"] = "none"
     """Biases trained too: those of adapted modules, or all (loralib's `mark_only_lora_as_trainable`)."""
+    also_train: list[str] = Field(default_factory=list)
+    """Modules trained whole beside the updates (PEFT's `modules_to_save`), such as [embed_tokens, lm_head, norm]: ends
+    of module paths, or globs on the full path; each must match, and none may be a target. Tied weights stay tied."""
 
     @field_validator("dora")
     @classmethod
@@ -92,11 +96,13 @@ class LoRA(Method):
         found = {target: locate(model, row, target) for target in method.targets}
         sites = _by_module([site for group in found.values() for site in group])
         method._check_patterns([site for group in sites.values() for site in group])
+        whole = locate_whole(model, row, self.also_train, sites)
         for path, group in sites.items():
             frozen = model.get_submodule(path)
             replace(model, path, make_layer(method, frozen, group, seed))
         method._release_biases(model, sites)
-        return {target: sorted({site.path for site in group}) for target, group in found.items()}
+        release_whole(model, whole)
+        return {target: sorted({site.path for site in group}) for target, group in found.items()} | whole
 
     def publish(self, state: "Mapping[str, Tensor]") -> "tuple[Method, Mapping[str, Tensor]]":
         """PiSSA leaves as a plain LoRA of the base: of twice the rank, and of the same scaling."""

@@ -140,13 +140,19 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, torch.Tensor], str]] = [
     ({}, "layers.1.self_attn.v_proj.lora_B", {}, r"v_proj: has no lora_B"),
     ({}, "", {"model.layers.0.self_attn.k_proj.lora_A.weight": torch.ones(1)}, r"does not begin with base_model"),
     ({}, "", {f"{V}.lora_A.weight": torch.ones(4, 65)}, r"v_proj: is of a 32x65 matrix, and the base's is 32x64"),
-    ({}, "", {"base_model.model.model.norm.weight": torch.zeros(64)}, r"norm\.weight: was trained whole, beside"),
+    (
+        {},
+        "",
+        {f"{V}.base_layer.weight": torch.zeros(32, 64)},
+        r"v_proj\.weight: was trained whole, and its module has a",
+    ),
     (
         {},
         "",
         {"base_model.model.model.norm.scale": torch.zeros(64)},
         r"norm\.scale: this llama base has no such tensor",
     ),
+    ({"modules_to_save": ["norm"]}, "", {}, r"modules_to_save name norm, and the file has nothing for it"),
     ({}, "", {"base_model.model.lm_head.weight": torch.zeros(300, 64)}, r"was its vocabulary resized"),
 ]
 
