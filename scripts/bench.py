@@ -5,9 +5,11 @@
     make bench                                   # the short one for a CPU
 
 Training workloads (e2e, samsum, wikisql, stsb, mrpc, …): lorakit's own loop and PEFT with transformers' Trainer, each
-in a process of its own, take turns of a few steps with the same rows, rates and initial tensors. Speed is real tokens
-per second, padding not counted; a ratio is the median over the rounds of the ratio in a round. Where the losses are not
-the same the speed means nothing: FAILED is printed, and the exit code is 1. Unmet goals do not change it.
+in a process of its own, take turns of a few steps with the same rows, rates and initial tensors. So do torchtune,
+litgpt and, on a GPU, Unsloth, where they are installed and the model is a Llama; who is left out is told with the
+reason, and `--contenders peft,litgpt` takes those alone. Unsloth's part has never run. Speed is real tokens per
+second, padding not counted; a ratio is the median over the rounds of the ratio in a round. Where the losses are not
+the same, the speed means nothing: FAILED is printed, and the exit code is 1. Unmet goals do not change it.
 
 The others: overhead (of adapters over the frozen model), generation, merge, start, growth.
 """
@@ -16,11 +18,13 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import generation, growth, merging, overhead, starting, training
+from benchmarks.contenders import CONTENDERS
 from benchmarks.pages import Results, as_json, curve_rows, goal_rows, hardware_line, machine, markdown
 from benchmarks.workers import WorkerFailed
 from benchmarks.workloads import WORKLOADS
@@ -33,7 +37,7 @@ OTHERS = ("overhead", "generation", "merge", "start", "growth")
 
 def benchmarks(given: argparse.Namespace, scratch: Path, on_gpu: bool) -> dict[str, Benchmark]:
     """Name → what adds its numbers to the results; only those that this machine can run."""
-    here = {w.name: w for w in WORKLOADS if w.skipped(on_gpu, given.tiny) is None}
+    here = {w.name: replace(w, against=given.contenders) for w in WORKLOADS if w.skipped(on_gpu, given.tiny) is None}
     rounds, tiny = given.rounds, given.tiny
     found: dict[str, Benchmark] = {}
     for name, workload in here.items():
@@ -95,6 +99,14 @@ def show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("\n" + table(list(header), [tuple(row) for row in rows]))
 
 
+def chosen(text: str) -> tuple[str, ...]:
+    """Contenders of the command line; lorakit always takes part."""
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in CONTENDERS]:
+        raise argparse.ArgumentTypeError(f"no such contender: {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
+    return names
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 where results differ that must be the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,6 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, help="of a contender in each round")
     parser.add_argument("--prompts", type=int, default=16, help="of `generation`")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of the model of `merge`")
+    parser.add_argument(
+        "--contenders", type=chosen, help=f"beside lorakit, with commas: {', '.join(list(CONTENDERS)[1:])}"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--tiny", action="store_true", help="made-up models of no size: to try the script itself")

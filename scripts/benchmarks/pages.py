@@ -12,7 +12,10 @@ from typing import Any
 
 from benchmarks.ratios import Goal, Line
 
-PACKAGES = ("lorakit", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors")
+PACKAGES = (
+    *("lorakit", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"),
+    *("torchtune", "torchao", "litgpt", "lightning", "unsloth", "unsloth-zoo"),
+)
 
 
 @dataclass(frozen=True)

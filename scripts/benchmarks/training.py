@@ -1,11 +1,11 @@
 """The training workloads: contenders take turns of a few steps; speed, memory, and whether the losses are the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.pages import Curve, Results
 from benchmarks.ratios import Goal, Line, curve_difference, measured, ratio
 from benchmarks.workers import Worker, rotated
@@ -14,7 +14,6 @@ from benchmarks.workloads import Workload
 WARM = 1
 """Rounds at the beginning that are not counted: allocators and kernels find their sizes in them."""
 MEMORY = Goal(most=0.6)
-OURS = "lorakit"
 
 
 def run(workload: Workload, rounds: int, steps: int, results: Results, scratch: Path, tiny: bool) -> None:
@@ -29,18 +28,36 @@ def run(workload: Workload, rounds: int, steps: int, results: Results, scratch: 
         tiny: Take the tiny shape.
     """
     recipe, overrides = workload.make((rounds + WARM) * steps, scratch, tiny)
-    names = workload.contenders if find_spec("peft") else [OURS]
-    if len(names) < len(workload.contenders):
-        results.notes.append(f"{workload.name}: {', '.join(workload.contenders[1:])} left out: peft is not installed")
+    names, left_out = workload.field("gpu" in results.machine)
     with ExitStack() as stack:
         workers = {}
         for name in names:
             job = {"kind": "train", "contender": name, "recipe": str(recipe), "overrides": overrides}
-            workers[name] = stack.enter_context(Worker(job))
-            workers[name].answer()  # ready: one after the other, so that loading does not need the memory of all
+            worker = stack.enter_context(Worker(job))
+            answer = worker.answer()  # one after the other, so that loading does not need the memory of all
+            if "refused" in answer:
+                left_out[name] = answer["refused"]
+            else:
+                workers[name] = worker
         asked = {name: worker.ask for name, worker in workers.items()}
         answers = take_turns(asked, rounds + WARM, steps)
+    results.notes += notes(workload.name, list(workers), left_out)
     compare(workload, answers, results)
+
+
+def notes(workload: str, ran: Sequence[str], left_out: Mapping[str, str]) -> list[str]:
+    """What a reader must know of the contenders.
+
+    Args:
+        workload: Its name.
+        ran: Who took part.
+        left_out: Who did not → why; one line for those with the same reason.
+    """
+    found = [f"{workload}: {name}: {CONTENDERS[name].note}" for name in ran if CONTENDERS[name].note]
+    for reason in dict.fromkeys(left_out.values()):
+        names = ", ".join(name for name, why in left_out.items() if why == reason)
+        found.append(f"{workload}: {names} left out: {reason}")
+    return found
 
 
 def take_turns(
@@ -76,14 +93,11 @@ def compare(workload: Workload, answers: dict[str, list[dict[str, Any]]], result
                 f"{workload.bound:.0e} is what rounding explains"
             )
         if name != OURS:
-            against = _title(name)
+            against = CONTENDERS[name].title
             speed = ratio(speeds[OURS], speeds[name])
             goal = workload.goal(name, "gpu" in results.machine)
             results.lines.append(Line(f"{workload.name}, tokens/s", against, speed, "x", goal))
             if workload.memory and peaks[name]:
                 value = measured([peaks[OURS] / peaks[name]])
-                results.lines.append(Line(f"{workload.name}, peak memory", against, value, "x", MEMORY))
-
-
-def _title(contender: str) -> str:
-    return {"peft": "PEFT + Trainer", "peft-padded": "PEFT + Trainer, padded to 512"}[contender]
+                bound = MEMORY if name in workload.goals else None
+                results.lines.append(Line(f"{workload.name}, peak memory", against, value, "x", bound))

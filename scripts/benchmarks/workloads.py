@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.contenders import CONTENDERS, OTHERS, OURS
 from benchmarks.made_up import Shape, make_recipe
 from benchmarks.ratios import Goal
 
@@ -39,6 +40,7 @@ class Workload:
         memory: Whether lorakit's peak memory has a goal (a vocabulary of 49,000 and more).
         bound: What losses may differ by, as a share.
         cuda: Only where there is a GPU.
+        against: Contenders beside lorakit; None: all.
     """
 
     name: str
@@ -53,15 +55,28 @@ class Workload:
     memory: bool = False
     bound: float = SAME
     cuda: bool = False
+    against: tuple[str, ...] | None = None
 
     @property
     def contenders(self) -> list[str]:
-        """Lorakit first."""
-        return ["lorakit", *self.goals]
+        """Lorakit, those with a goal, and the others that may train it; or of these those in `against`."""
+        every = [*self.goals, *OTHERS]
+        return [OURS, *(name for name in every if self.against is None or name in self.against)]
 
-    def goal(self, contender: str, on_gpu: bool) -> Goal:
-        """What lorakit's tokens per second over a contender's should be."""
-        return {**self.goals, **(self.on_gpu if on_gpu else {})}[contender]
+    def field(self, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+        """Who takes part, lorakit first; and the others with the reason.
+
+        Args:
+            on_gpu: Whether this machine has a GPU.
+        """
+        decoder = self.tiny.kind == "completion"
+        reasons = {name: CONTENDERS[name].absent(decoder, on_gpu) for name in self.contenders}
+        here = [name for name, reason in reasons.items() if reason is None]
+        return here, {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def goal(self, contender: str, on_gpu: bool) -> Goal | None:
+        """What lorakit's tokens per second over a contender's should be; None where none was set."""
+        return {**self.goals, **(self.on_gpu if on_gpu else {})}.get(contender)
 
     def skipped(self, on_gpu: bool, tiny: bool) -> str | None:
         """Why it cannot run here; None where it can."""
