@@ -6,6 +6,7 @@ with the digest of that file and what was counted while it was written. It appea
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
@@ -205,9 +206,13 @@ def read_entry(directory: Path) -> Encoded | None:
         about = unsealed(json.loads((directory / ABOUT).read_text()))
         if _file_digest(directory / ITEMS) != about["file"]:
             return None
-        reader = pa.ipc.open_file(pa.memory_map(str(directory / ITEMS)))
+        with (directory / ITEMS).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         items = StoredItems(batches, about["largest"], about["content"])
+        if hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # what the summary has touched is not this process's memory
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
     with suppress(OSError):  # a cache that may only be read
