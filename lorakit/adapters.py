@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lorakit.export.base import whole_tensors
 from lorakit.layers.adapted import Adapted
 from lorakit.merge_plan import adapted_layers, tied_groups
 from lorakit.model import prepare, suit
+from lorakit.nf4 import LOAD_DTYPE
 from lorakit.packing import share_packing
 from lorakit.surgery import replace
 
@@ -66,6 +68,8 @@ class Switch:
         prepared = prepare(recipe.model, [], head_of(recipe), recipe.train.seed)
         self.model: Any = prepared.model.requires_grad_(False)
         """The base, with the adapter that was used last."""
+        if prepared.quantised is not None:
+            _compute_in(LOAD_DTYPE, self.model)
         self.tokenizer: Any = prepared.tokenizer
         """Of the base."""
         self._first = first
@@ -162,6 +166,18 @@ class Switch:
         if head.kind != "generation":
             suit(self.model.config, opened.recipe.model, head)
             self.model.num_labels = len(head.labels)
+
+
+def _compute_in(dtype: torch.dtype, model: Any) -> None:
+    """Let a model whose layers have several dtypes compute in one, as in training, whoever calls it."""
+    plain = model.forward
+
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(model.device.type, dtype=dtype):
+            return plain(*args, **kwargs)
+
+    model.forward = forward
 
 
 def _even(owner: nn.Module, trained: str) -> dict[tuple[nn.Module, str], nn.Parameter]:

@@ -97,6 +97,13 @@ def other_base(one: Opened, other: Opened) -> str | None:
     heads = [head_of(run.recipe) for run in (one, other)]
     if (heads[0].kind == "generation") != (heads[1].kind == "generation"):
         return f"{other.directory}: is for {heads[1].kind}, and {one.directory} for {heads[0].kind}"
+    in_4_bits = [run.prepared.quantised is not None for run in (one, other)]
+    if in_4_bits[0] != in_4_bits[1]:
+        kinds = ["in 4 bits" if quantised else "whole" for quantised in in_4_bits]
+        return (
+            f"{other.directory}: was trained on the base {kinds[1]}, and {one.directory} on the base {kinds[0]} "
+            "(model.quantize): these have other weights"
+        )
     if one.recipe.model.overrides != other.recipe.model.overrides:
         return f"{other.directory}: has other model.overrides than {one.directory}"
     return None

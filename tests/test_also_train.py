@@ -298,7 +298,7 @@ def test_runs_are_switched_and_not_added(tmp_path: Path, tied: bool) -> None:
 def test_in_4_bits_only_what_is_not_quantised(tmp_path: Path) -> None:
     base = base_of(tmp_path, "llama", True)
     sections: dict[str, Any] = {"model": {"quantize": "nf4"}, "train": {"lr": 1e-3, "epochs": 1}}
-    file = recipe_file(tmp_path, base, "completion", **sections, method={"targets": ["q"]})
+    file = recipe_file(tmp_path, base, "completion", **sections, method={"targets": ["q"], "dora": True})
     refused = load(file, ["method.also_train=[up_proj]"])
     for skeleton in (True, False):
         with pytest.raises(RecipeError, match=r"also_train: model\.layers\.0\.mlp\.up_proj \(2 such\) is in 4 bits"):

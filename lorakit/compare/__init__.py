@@ -22,6 +22,7 @@ from lorakit.trials.workers import devices, run_all
 
 GRID = Grid(batches=[1], lengths=[128], trials=30)
 """What the column of latencies is measured on; shorter where the base has fewer positions."""
+_NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ class Comparison:
         """What a reader of the table must know."""
         seeds = max((row.runs + len(row.failures) for row in self.rows), default=0)
         spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+        latency = f"of one forward pass beside the base's, {self.setting}, merged where that can be"
         return [
             f"metrics on {self.split or 'no split'}, {spread}; trained: without the task's head; "
-            f"latency: of one forward pass beside the base's, {self.setting}, merged where that can be"
+            f"latency: {self.setting if self.setting.startswith(_NOT_MEASURED) else latency}"
         ]
 
 
@@ -129,7 +131,9 @@ def _latencies(given: Given, jobs: Sequence[Job], progress: Progress) -> tuple[d
     """Name → how much longer a forward pass takes than the base's; and the setting, in words."""
     recipes = {job.name: job.recipe for job in jobs}
     if not recipes:
-        return {}, "not measured"
+        return {}, _NOT_MEASURED
+    if given.recipe.model.quantize is not None:
+        return {}, f"{_NOT_MEASURED}, since what is timed are whole bases, and this one is in 4 bits"
     base = prepare_base(given.recipe)
     deployed: dict[str, Deployed] = {}
     for name, recipe in recipes.items():
@@ -140,7 +144,7 @@ def _latencies(given: Given, jobs: Sequence[Job], progress: Progress) -> tuple[d
     places = max((one.slots.count for one in deployed.values()), default=0)
     length = min(GRID.lengths[0], (base.max_tokens or GRID.lengths[0]) - places)
     if length < 1:
-        return {}, "not measured"
+        return {}, _NOT_MEASURED
     cells = measure(base, list(deployed.values()), replace(GRID, lengths=[length]), progress)
     over = {cell.label: cell.over_base for cell in cells}
     return {name: over[one.label] for name, one in deployed.items()}, f"batch {GRID.batches[0]}, {length} tokens"

@@ -80,8 +80,8 @@ def check_quantised(model: "nn.Module", modules: Collection[str]) -> None:
     Raises:
         RecipeError: Names those that would be.
     """
-    chosen = set(modules)
-    if both := [path for path in (name.rpartition(".")[0] for name in trainable_parameters(model)) if path in chosen]:
+    trained = trainable_parameters(model)
+    if both := [path for path in modules if f"{path}.weight" in trained]:
         raise RecipeError(
             f"method.also_train: {both[0]} ({len(both)} such) is in 4 bits with model.quantize, and cannot be trained "
             "whole; embeddings, norms and the output head can, a linear layer gets an update as one of method.targets"
