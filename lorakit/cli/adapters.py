@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorakit.cli.shared import app
+from lorakit.cli.shared import app, words_of
 from lorakit.console import print_table
 from lorakit.errors import RecipeError
 
@@ -18,11 +18,14 @@ def import_(
     base: Annotated[str | None, typer.Option(help="The base that it was trained on; default: the recipe's.")] = None,
     alpha: Annotated[float | None, typer.Option(help="loralib's lora_alpha, which its files do not hold.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="Names the task, so that the run can be evaluated.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(metavar="Q,…", help="Which of a loralib file's fused q, k, v were adapted.")
+    ] = None,
 ) -> None:
     """Another tool's adapter as a run directory, which merge, export, combine and (with a recipe) eval take."""
     from lorakit.imports import import_adapter
 
-    report = import_adapter(file, out, base, alpha, recipe)
+    report = import_adapter(file, out, base, alpha, recipe, words_of(targets) if targets is not None else None)
     print_table(["imported", str(out)], report.rows())
     for note in report.notes:
         print(note)

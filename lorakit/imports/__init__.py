@@ -9,7 +9,7 @@ from lorakit.compose import run_name, write_run
 from lorakit.errors import CheckpointError, RecipeError
 from lorakit.imports.base import Foreign
 from lorakit.imports.fit import misfits, task_of, trained
-from lorakit.imports.loralib import read_loralib, split_merged
+from lorakit.imports.loralib import Wanted, read_loralib, split_merged
 from lorakit.imports.peft import find, read_peft
 from lorakit.merge import check_place
 from lorakit.methods.lora import LoRA
@@ -60,7 +60,12 @@ class ImportReport:
 
 
 def import_adapter(
-    source: Path, out: Path, base: str | None, alpha: float | None = None, recipe: Path | None = None
+    source: Path,
+    out: Path,
+    base: str | None,
+    alpha: float | None = None,
+    recipe: Path | None = None,
+    targets: Sequence[str] | None = None,
 ) -> ImportReport:
     """Make a run directory of an adapter that PEFT or loralib has written.
 
@@ -70,6 +75,8 @@ def import_adapter(
         base: The base that it was trained on; None: the recipe's.
         alpha: loralib's lora_alpha, which is not in its files.
         recipe: Names the task, so that the run can be evaluated.
+        targets: Which matrices of a fused projection a loralib file adapted, by the paper's names; None: the recipe's,
+            or q and v where it is two.
 
     Raises:
         RecipeError: An argument is missing or wrong, or a module cannot be adapted here.
@@ -81,13 +88,15 @@ def import_adapter(
     if given is None and base is None:
         raise RecipeError("--base: name the base that the adapter was trained on, or a --recipe that does")
     foreign = _read(source, alpha)
+    if targets is not None and foreign.format != "loralib":
+        raise RecipeError("--targets: PEFT's files say it; leave this out")
     parts = foreign.parts
     check_place(out, sum(t.numel() * 4 for t in parts.state().values()))
     made = _recipe(foreign, out, base, given)
     bare = prepare(made.model, [], head_of(made), made.train.seed, skeleton=True)
     notes = list(foreign.notes)
     if foreign.format == "loralib":
-        parts, fused = split_merged(foreign.file, parts, bare, _targets(given))
+        parts, fused = split_merged(foreign.file, parts, bare, Wanted(targets, _targets(given)))
         notes += [f"of fused projections {', '.join(fused)} were taken to be adapted"] if fused else []
     if problems := misfits(foreign, parts, bare):
         raise CheckpointError(*problems)

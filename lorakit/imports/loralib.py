@@ -4,8 +4,8 @@ The file does not say alpha, and of a fused projection not which of its matrices
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,20 +59,34 @@ def read_loralib(file: Path, alpha: float | None) -> Foreign:
     return Foreign("loralib", file, len(tensors), Parts(pairs, whole=whole), bias_known=False)
 
 
-def split_merged(file: Path, parts: Parts, bare: Prepared, wanted: list[str] | None) -> tuple[Parts, list[str]]:
+@dataclass(frozen=True)
+class Wanted:
+    """Who says which matrices of a fused projection were adapted, which the file does not.
+
+    Args:
+        asked: `--targets`.
+        recipe: The targets of a recipe.
+    """
+
+    asked: Sequence[str] | None = None
+    recipe: Sequence[str] | None = None
+
+
+def split_merged(file: Path, parts: Parts, bare: Prepared, wanted: Wanted) -> tuple[Parts, list[str]]:
     """The adapter with a pair for each matrix where a `MergedLinear` stacked them: A (n·r, in), B (n/parts·out, r).
 
     Args:
         file: For messages.
         parts: Every module whole.
         bare: The base.
-        wanted: Targets of a recipe, which say what the file does not: the matrices that were adapted.
+        wanted: The matrices that were adapted.
 
     Returns:
         The adapter, and the paper's names that were taken for those of the file.
 
     Raises:
         CheckpointError: The shapes are those of no `MergedLinear`, or the matrices cannot be known; lists all such.
+        RecipeError: `--targets` names others than a fused projection's, or there is none.
     """
     problems: list[str] = []
     pairs = dict(parts.pairs)
@@ -101,23 +115,29 @@ def split_merged(file: Path, parts: Parts, bare: Prepared, wanted: list[str] | N
         taken = chosen
     if problems:
         raise CheckpointError(*problems)
+    if wanted.asked is not None and not taken:
+        raise RecipeError(f"--targets: {file} holds no stacked pair of a fused projection; leave this out")
     return replace(parts, pairs=pairs), taken
 
 
-def _chosen(names: list[str], pair: Pair, size: int, wanted: list[str] | None) -> list[str] | str:
+def _chosen(names: list[str], pair: Pair, size: int, wanted: Wanted) -> list[str] | str:
     """Which of a fused projection's matrices a stacked pair is of, or what is wrong."""
     rank = pair.b.shape[1]
     count, rest = divmod(pair.a.shape[0], rank)
     shapes = f"A is {tuple(pair.a.shape)} and B {tuple(pair.b.shape)}"
     if not names or rest or not count or pair.b.shape[0] * len(names) != size * count:
         return f"{shapes}, which do not fit this base's module of {size} outputs"
-    if count == len(names):
+    if count == len(names) and wanted.asked is None:
         return names
-    if wanted and len(given := [name for name in names if name in wanted]) == count:
+    said = (wanted.recipe or ()) if wanted.asked is None else wanted.asked
+    given = [name for name in names if name in said]
+    if len(given) == count and (wanted.asked is None or len(said) == count):
         return given
+    if wanted.asked is not None:
+        return f"{shapes}: {count} of {', '.join(names)} was adapted, and --targets names {', '.join(said)}"
     if count == 2 and {"q", "v"} <= set(names):  # what all of the authors' scripts adapt
         return ["q", "v"]
     return (
-        f"{shapes}: {count} of {', '.join(names)} was adapted, and the file does not say which; name a --recipe whose "
-        f"method.targets do"
+        f"{shapes}: {count} of {', '.join(names)} was adapted, and the file does not say which, nor do the shapes; say "
+        f"--targets {','.join(names[:count])}, or whichever it was (a --recipe says it by its method.targets)"
     )

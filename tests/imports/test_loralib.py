@@ -65,10 +65,37 @@ def test_which_matrices_of_a_fused_projection_were_adapted(tmp_path: Path, tiny:
     base, file, state = saved(tmp_path, "gpt2", "generation", LoRA(rank=4, alpha=12, targets=["k"]))
     with pytest.raises(CheckpointError, match=r"1 of q, k, v was adapted, and the file does not say which"):
         import_adapter(file, tmp_path / "run", str(base), alpha=12)
+    with pytest.raises(CheckpointError, match=r"nor do the shapes; say --targets q, or whichever it was"):
+        import_adapter(file, tmp_path / "run", str(base), alpha=12)
+    for wrong in (["q", "v"], ["o"], []):
+        with pytest.raises(CheckpointError, match=rf"1 of q, k, v was adapted, and --targets names {', '.join(wrong)}"):
+            import_adapter(file, tmp_path / "run", str(base), alpha=12, targets=wrong)
+    report = import_adapter(file, tmp_path / "said", str(base), alpha=12, targets=["k"])
+    assert report.method.targets == ["k"]
+    assert open_run(tmp_path / "said", skeleton=True).state.keys() == state.keys()
     recipe = recipe_file(tmp_path / "r", base, "completion", method={"targets": ["k"], "rank": 64})
     report = import_adapter(file, tmp_path / "run", None, 12, recipe)
     assert "of fused projections k were taken to be adapted" in report.notes
     assert open_run(tmp_path / "run", skeleton=True).state.keys() == state.keys()
+
+
+def test_two_of_three_are_those_that_are_said(tmp_path: Path) -> None:
+    base, file, state = saved(tmp_path, "gpt2", "generation", LoRA(rank=4, alpha=12, targets=["q", "k"]))
+    guessed = import_adapter(file, tmp_path / "guessed", str(base), alpha=12)
+    assert "of fused projections q, v were taken to be adapted" in guessed.notes
+    import_adapter(file, tmp_path / "run", str(base), alpha=12, targets=["k", "q"])
+    run = open_run(tmp_path / "run", skeleton=True).state
+    assert all(torch.equal(run[name], value) for name, value in state.items())
+
+
+def test_targets_that_have_nothing_to_say(tmp_path: Path) -> None:
+    base, file, _ = saved(tmp_path, "roberta", "classification", QV)
+    with pytest.raises(RecipeError, match=r"--targets: .* holds no stacked pair of a fused projection"):
+        import_adapter(file, tmp_path / "run", str(base), alpha=12, targets=["q"])
+    opened = open_adapted(base, [QV], "classification")
+    export(opened, "peft", tmp_path / "peft")
+    with pytest.raises(RecipeError, match=r"--targets: PEFT's files say it"):
+        import_adapter(tmp_path / "peft", tmp_path / "run", str(base), targets=["q"])
 
 
 def test_a_run_without_a_task_merges_on_seeded_ids(tmp_path: Path) -> None:
