@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from small_runs import losses, moved_run, recipe_file, run, same_result, small_recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from world_runs import train_in_world
 
 from lorakit.adapters import Switch
 from lorakit.checkpoint import head_of, open_run
@@ -208,6 +209,30 @@ def _cut_after(steps: int, recipe: Recipe, out: Path, monkeypatch: pytest.Monkey
         with pytest.raises(Cut):
             train(recipe, out, Silent())
     assert (out / "checkpoints" / "step-2").is_dir()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """A tied weight too, with copies of the model and with parts of it."""
+    base = base_of(tmp_path, "llama", True)
+    names = ("alone", "ddp", "fsdp")
+    files = {
+        name: recipe_file(
+            tmp_path / name,
+            base,
+            "completion",
+            method={"also_train": ["embed_tokens", "norm"]},
+            train={"epochs": 1, "micro_batch_size": 2, "lr": 1e-3, "parallel": "ddp" if name == "alone" else name},
+        )
+        for name in names
+    }
+    run(load(files["alone"]), tmp_path / "alone/run")
+    train_in_world(2, [(files[name], tmp_path / name / "run") for name in names[1:]])
+    whole = open_run(tmp_path / "alone/run", skeleton=True).state
+    for name in names[1:]:
+        assert losses(tmp_path / name / "run") == pytest.approx(losses(tmp_path / "alone/run"), rel=1e-5)
+        other = open_run(tmp_path / name / "run", skeleton=True).state
+        torch.testing.assert_close(other["model.embed_tokens.weight"], whole["model.embed_tokens.weight"])
 
 
 def test_matrices_decay_and_norms_do_not(tmp_path: Path) -> None:
