@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from lorakit.data.batches import Limit, by_length
 from lorakit.evaluate import BATCH
 from lorakit.generate import batch_limit
@@ -18,11 +20,17 @@ from lorakit.outline import Outline, outline
 from lorakit.recipe import Recipe
 from lorakit.splits import SplitData
 
-KERNEL = 600_000
+KERNEL, SMALL_KERNEL = 600_000, 40_000
 """Bytes. On a CPU in 16 bits oneDNN compiles a kernel per shape of a product, and keeps it. Measured: 240 batches of
-random sizes through four matrices, forward and backward, grew by 6.9 MiB per new size, up to 594 MiB."""
+random sizes through four matrices, forward and backward, grew by 6.9 MiB per new size, up to 594 MiB, on a CPU that
+multiplies bfloat16 (AVX512-BF16); by 0.3 MiB, 39,400 bytes a kernel, on one that does not."""
 KERNELS = 1024
 """Kernels that it keeps."""
+LIBRARIES = 12 * 2**20
+"""Bytes that the library of float32 products (MKL) takes at its first ones on a CPU, and keeps. Measured, one thread:
+5.1 MiB at a product of 400 x 384 x 384, 6.8 more at one four times as wide, nothing after that."""
+TOKEN = 200
+"""Bytes of a token in the tokenizer. Measured: 6.9 MiB for MiniLM's 30,522, 8.4 MiB for SmolLM2's 49,152."""
 
 
 @dataclass(frozen=True)
@@ -115,23 +123,27 @@ def forecast(simulation: Simulation, batches: Batches, loading: Phase | None = N
         kept = _kernels(simulation, batches)
         phases = [*(_with_kernels(phase, kept) for phase in phases), saving_phase(simulation)]
         phases += [loading] if loading is not None else []
+        phases = [_with_libraries(phase, simulation) for phase in phases]
     return sorted(phases, key=lambda phase: -phase.total)
 
 
 def loading_phase(made: Outline) -> Phase | None:
-    """Loading on a CPU: the weights and, where they are converted, the mapped files beside them.
+    """Loading on a CPU: the weights, in the files' dtype or in another.
+
+    transformers reads tensor by tensor out of files that are mapped into memory. Where the dtype is the files' own, the
+    mapping is the weights. Where it is not, the converted tensors are new, and what was read of the mapping is the
+    file's cache: the kernel takes it back where memory is short, and it is unmapped at the end. No second copy is made.
 
     Returns:
         None where the base's files are not here.
     """
-    if made.file_bytes is None:
+    if made.prepared is None:
         return None
     frozen, trained = (
         sum(p.numel() * p.element_size() for p in made.model.parameters() if p.requires_grad == wanted)
         for wanted in (False, True)
     )
-    files = {"mapped files": made.file_bytes} if made.converted else {}
-    return Phase("loading", {"weights": frozen, "trained": trained, **files})
+    return Phase("loading", {"weights": frozen, "trained": trained})
 
 
 def saving_phase(simulation: Simulation) -> Phase:
@@ -160,12 +172,19 @@ def _kernels(simulation: Simulation, batches: Batches | None = None) -> int:
 
 
 def _with_kernels(phase: Phase, kept: int) -> Phase:
-    return Phase(phase.name, {**phase.parts, "kernels": kept * KERNEL}, phase.shape) if kept else phase
+    size = KERNEL if torch.cpu._is_avx512_bf16_supported() else SMALL_KERNEL
+    return Phase(phase.name, {**phase.parts, "kernels": kept * size}, phase.shape) if kept else phase
+
+
+def _with_libraries(phase: Phase, simulation: Simulation) -> Phase:
+    size = LIBRARIES + TOKEN * simulation.model.get_input_embeddings().num_embeddings
+    return Phase(phase.name, {**phase.parts, "libraries": size}, phase.shape)
 
 
 def training_peak(simulation: Simulation, shape: Shape, accumulating: bool) -> Phase:
     """What one micro-batch needs in training."""
-    return _with_kernels(Phase("training", simulation.train(shape, accumulating), shape), _kernels(simulation))
+    found = _with_kernels(Phase("training", simulation.train(shape, accumulating), shape), _kernels(simulation))
+    return found if simulation.on_cuda else _with_libraries(found, simulation)
 
 
 def _heaviest(name: str, simulation: Simulation, found: Sequence[Shape], accumulating: bool = False) -> Phase:

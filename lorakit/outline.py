@@ -32,9 +32,7 @@ class Outline:
         methods: Resolved for the architecture.
         coverage: What each method's targets matched.
         prepared: The same with its tokenizer, where the base is on this machine.
-        file_bytes: Of the base's weights on the disk; None where it is not here.
         dtype: Of the frozen weights, once loaded.
-        converted: Whether the files have another dtype, so that loading holds both.
     """
 
     model: Any
@@ -42,9 +40,7 @@ class Outline:
     methods: list[Method]
     coverage: list[Coverage]
     prepared: Prepared | None
-    file_bytes: int | None
     dtype: torch.dtype
-    converted: bool = False
 
     @property
     def max_tokens(self) -> int | None:
@@ -95,11 +91,10 @@ def outline(recipe: Recipe, on_cuda: bool, hint: str = "") -> Outline:
     entries = model_entries(located.directory).values()
     dtypes = {_DTYPES.get(entry.dtype, torch.float32) for entry in entries}
     dtype = frozen_dtype(base, next(iter(dtypes)) if len(dtypes) == 1 else None, on_cuda)
-    size = sum(entry.stop - entry.start for entry in entries)
     cast_frozen(found.model, dtype)
     if found.quantised is not None:
         outlined(found.model, found.quantised.modules)
-    return Outline(found.model, found.row, found.methods, found.coverage, found, size, dtype, dtypes != {dtype})
+    return Outline(found.model, found.row, found.methods, found.coverage, found, dtype)
 
 
 def planned_head(recipe: Recipe) -> Head:
@@ -130,7 +125,7 @@ def _from_table(base: Base, fields: dict[str, Any], head: Head, recipe: Recipe, 
         modules = quantisable(build_skeleton(base, config, head), () if head.kind == "generation" else row.head)
         check_quantised(model, modules)
         outlined(model, modules)
-    return Outline(model, row, methods, coverage, None, None, dtype)
+    return Outline(model, row, methods, coverage, None, dtype)
 
 
 def frozen_dtype(base: Base, of_files: torch.dtype | None, on_cuda: bool) -> torch.dtype:

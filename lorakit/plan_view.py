@@ -133,7 +133,7 @@ def _memory(plan: Plan) -> Table:
         "backward",
         "copies",
         "kernels",
-        "mapped files",
+        "libraries",
     ]
     parts = [part for part in order if any(part in phase.parts for phase in plan.phases)]
     words = {
@@ -141,6 +141,7 @@ def _memory(plan: Plan) -> Table:
         "optimiser": "optimiser's state",
         "backward": "backward pass",
         "kernels": "compiled kernels",
+        "libraries": "libraries, tokenizer",
     }
     words |= {"weights": f"weights ({_dtype(plan)})", "logits": "logits and loss"}
     lines = [[words.get(p, p), *(size_text(x.parts[p]) if p in x.parts else "–" for x in plan.phases)] for p in parts]

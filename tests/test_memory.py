@@ -1,6 +1,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from torch import nn
 
 from lorakit.checkpoint import head_of
 from lorakit.data.collate import Batch
-from lorakit.forecast import KERNEL, Batches, forecast
+from lorakit.forecast import (
+    KERNEL,
+    LIBRARIES,
+    SMALL_KERNEL,
+    TOKEN,
+    Batches,
+    forecast,
+    loading_phase,
+    training_peak,
+)
 from lorakit.generate import generate
 from lorakit.ledger import Ledger, fake_copy
 from lorakit.lengths import Shape
@@ -196,7 +206,9 @@ def test_tied_weights_are_copied_as_tied(tiny: Tiny) -> None:
     assert copied[0].weight is not model[0].weight
 
 
-def test_kernels_of_16_bits_grow_with_the_sizes_of_batches(tiny: Tiny, tmp_path: Path) -> None:
+def test_kernels_of_16_bits_grow_with_the_sizes_of_batches(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found, _ = simulation(small_recipe(tmp_path, tiny("llama"), "completion"), "bfloat16")
     matrices = len({parameter.shape for parameter in found.model.parameters() if parameter.ndim == 2})
 
@@ -206,10 +218,37 @@ def test_kernels_of_16_bits_grow_with_the_sizes_of_batches(tiny: Tiny, tmp_path:
         assert phases["evaluation"] == phases["training"] and not phases["saving"]
         return phases["training"]
 
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    assert kept(2) == 2 * (2 * matrices + 1) * SMALL_KERNEL
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
     assert kept(2) == 2 * (2 * matrices + 1) * KERNEL
     assert kept(300) == kept(1, known=False) == 1024 * KERNEL
     wide, _ = simulation(small_recipe(tmp_path, tiny("llama"), "completion"))
     assert kept(300, of=wide) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_no_second_copy(tiny: Tiny, tmp_path: Path, dtype: str) -> None:
+    """The files are float32: mapped as they are, or converted tensor by tensor out of the mapping."""
+    made = outline(small_recipe(tmp_path, tiny("llama"), "completion", model={"dtype": dtype}), False)
+    phase = loading_phase(made)
+    assert phase is not None and set(phase.parts) == {"weights", "trained"}
+    frozen = sum(p.numel() for p in made.model.parameters() if not p.requires_grad)
+    assert phase.parts["weights"] == frozen * {"float32": 4, "bfloat16": 2}[dtype]
+    assert loading_phase(replace(made, prepared=None)) is None
+
+
+def test_libraries_and_the_tokenizer_count_on_a_cpu(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny("llama"), "completion")
+    batches = Batches([Shape(4, 8, 4)], False, [Shape(4, 8, 4)])
+    (here, made), (there, _) = simulation(recipe), simulation(recipe, on_cuda=True)
+    size = LIBRARIES + TOKEN * made.model.config.vocab_size
+    found = forecast(here, batches, loading_phase(made))
+    assert {phase.name: phase.parts["libraries"] for phase in found} == dict.fromkeys(
+        ("training", "evaluation", "saving", "loading"), size
+    )
+    assert training_peak(here, Shape(4, 8, 4), False).parts["libraries"] == size
+    assert not any("libraries" in phase.parts for phase in forecast(there, batches))
 
 
 def test_a_simulation_is_freed(tiny: Tiny, tmp_path: Path) -> None:
