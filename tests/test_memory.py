@@ -19,6 +19,7 @@ from lorakit.forecast import (
     LIBRARIES,
     SMALL_KERNEL,
     TOKEN,
+    WIDE,
     Batches,
     forecast,
     loading_phase,
@@ -242,12 +243,15 @@ def test_libraries_and_the_tokenizer_count_on_a_cpu(tiny: Tiny, tmp_path: Path) 
     recipe = small_recipe(tmp_path, tiny("llama"), "completion")
     batches = Batches([Shape(4, 8, 4)], False, [Shape(4, 8, 4)])
     (here, made), (there, _) = simulation(recipe), simulation(recipe, on_cuda=True)
-    size = LIBRARIES + TOKEN * made.model.config.vocab_size
+    size = LIBRARIES + WIDE + TOKEN * made.model.config.vocab_size
     found = forecast(here, batches, loading_phase(made))
     assert {phase.name: phase.parts["libraries"] for phase in found} == dict.fromkeys(
         ("training", "evaluation", "saving", "loading"), size
     )
     assert training_peak(here, Shape(4, 8, 4), False).parts["libraries"] == size
+    encoder, made = simulation(small_recipe(tmp_path / "encoder", tiny("bert")))
+    size = LIBRARIES + TOKEN * made.model.config.vocab_size
+    assert training_peak(encoder, Shape(4, 8, 4), False).parts["libraries"] == size
     assert not any("libraries" in phase.parts for phase in forecast(there, batches))
 
 
