@@ -116,23 +116,24 @@ def load_trainable(model: "nn.Module", state: "Mapping[str, Tensor]", source: st
     ]
     if problems:
         raise CheckpointError(*sorted(problems))
-    for name, tensor in list(wanted.items()):
-        if tensor.is_meta:
-            _materialise(model, tensor, state[name])
-        else:
-            with torch.no_grad():
+    _materialise(model, {id(tensor): state[name] for name, tensor in wanted.items() if tensor.is_meta})
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if not tensor.is_meta:
                 tensor.copy_(like(state[name], tensor))
 
 
-def _materialise(model: "nn.Module", meta: "Tensor", value: "Tensor") -> None:
-    """Replace a meta parameter or buffer, wherever it is registered, by a real one."""
+def _materialise(model: "nn.Module", values: "Mapping[int, Tensor]") -> None:
+    """Replace meta parameters and buffers, by their ids, by real ones, wherever each is registered."""
     from torch import nn
 
-    real = nn.Parameter(value.clone())
-    for module in model.modules():
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules() if values else ():
         for name, parameter in list(module._parameters.items()):
-            if parameter is meta:
-                module._parameters[name] = real
+            if (place := id(parameter)) in values:
+                if place not in made:
+                    made[place] = nn.Parameter(values[place].clone())
+                module._parameters[name] = made[place]
         for name, buffer in list(module._buffers.items()):
-            if buffer is meta:
-                module._buffers[name] = value.clone()
+            if id(buffer) in values:
+                module._buffers[name] = values[id(buffer)].clone()

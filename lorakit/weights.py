@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -26,6 +26,8 @@ ELEMENT_BYTES = {
 }
 """Of an element of safetensors' dtypes, by their names; rarer ones are smaller than a byte."""
 _HEADER_LIMIT = 100 * 2**20  # safetensors' own
+_STEP, _KEPT = 32 * 2**20, 256 * 2**20
+"""Bytes of a growing file that are sent to the disk at once, and that are left to get there."""
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY}
 """What kernels and file systems answer that do not copy between two files; a full disk is none of these."""
 
@@ -199,6 +201,7 @@ def write_file(
         target = stack.enter_context(file.open("wb", buffering=0))
         sources: dict[Path, BinaryIO] = {}
         _write_all(target.fileno(), struct.pack("<Q", len(text)) + text)
+        behind = _Behind(target.fileno())
         for chunk in chunks:
             if isinstance(chunk, Span):
                 if chunk.file not in sources:
@@ -207,7 +210,31 @@ def write_file(
             else:
                 _write_all(target.fileno(), chunk)
             written += len(chunk)
+            behind.reached(written)
     assert written == offset, f"{file}: {written} bytes written, {offset} announced"
+
+
+class _Behind:
+    """Has the system write a growing file to the disk as it grows, and forget what is there already.
+
+    Else the pages of a large file fill the memory, and its writer comes to wait for the disk: 4 GB on 2 cores with 24
+    GiB took 8 to 10 s in the place of 1.6. What is read back later comes from the disk, as a proof should.
+
+    Args:
+        target: Open for writing.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target, self._begun = target, 0
+
+    def reached(self, size: int) -> None:
+        """The file has so many bytes now."""
+        while hasattr(os, "posix_fadvise") and size - self._begun >= _STEP:
+            with suppress(OSError):  # a file system that has no such thing
+                for start in (self._begun, self._begun - _KEPT):  # begins to write; forgets what has been written
+                    if start >= 0:
+                        os.posix_fadvise(self._target, start, _STEP, os.POSIX_FADV_DONTNEED)
+            self._begun += _STEP
 
 
 def _write_all(target: int, data: bytes | memoryview) -> None:
