@@ -22,8 +22,7 @@ from lorakit.errors import CheckpointError
 from lorakit.export.base import whole_tensors
 from lorakit.layers.adapted import Adapted
 from lorakit.merge_plan import adapted_layers, tied_groups
-from lorakit.model import prepare, suit
-from lorakit.nf4 import LOAD_DTYPE
+from lorakit.model import prepare, suit, torch_dtype
 from lorakit.packing import share_packing
 from lorakit.surgery import replace
 
@@ -68,8 +67,8 @@ class Switch:
         prepared = prepare(recipe.model, [], head_of(recipe), recipe.train.seed)
         self.model: Any = prepared.model.requires_grad_(False)
         """The base, with the adapter that was used last."""
-        if prepared.quantised is not None:
-            _compute_in(LOAD_DTYPE, self.model)
+        if (loaded := torch_dtype(recipe.model, prepared.located.directory)) != torch.float32:
+            _compute_in(loaded, self.model)
         self.tokenizer: Any = prepared.tokenizer
         """Of the base."""
         self._first = first
@@ -155,7 +154,7 @@ class Switch:
             for path, _, last in (one.rpartition(".") for one in ties[name]):
                 owner = self._base_modules.get(path) or self.model.get_submodule(path)
                 parameters[owner, last] = parameter
-                parameters |= _even(owner, last)
+                parameters = _even(owner, last) | parameters  # what was trained wins
         for owner, last in parameters:
             self._base_parameters.setdefault((owner, last), owner.get_parameter(last))
         return _Mounted(opened, modules, parameters)

@@ -71,6 +71,7 @@ class Parts:
         dropout: In training.
         bias: Which biases `whole` holds, as in a recipe.
         also: Paths of the modules, other than the head's, of which `whole` holds every parameter.
+        unsaved: Names of modules that were to be trained whole, and of which `whole` holds nothing.
     """
 
     pairs: dict[str, dict[str, Pair]]
@@ -80,6 +81,7 @@ class Parts:
     dropout: float = 0.0
     bias: Literal["none", "lora_only", "all"] = "none"
     also: tuple[str, ...] = ()
+    unsaved: tuple[str, ...] = ()
 
     def scaling(self, pair: Pair) -> float:
         """That of one of its pairs."""

@@ -149,6 +149,10 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
     if head.kind != "generation" and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id  # a decoder's head reads the last token that is no padding
     quantised = _quantised(base, config, row, head) if base.quantize else None
+    if quantised is not None:  # before weights are read: what cannot be trained is told at once
+        outline = build_skeleton(base, config, head)
+        attach(outline, row, methods, head, (), seed)
+        check_quantised(outline, quantised.modules)
     if skeleton:
         model = build_skeleton(base, config, head)
         file_names = file_names_of(model, entries)
@@ -159,8 +163,6 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
         check_new(model, located, head.kind == "generation", new)
     unknown = absent(model, file_names) - new
     coverage = attach(model, row, methods, head, new, seed)
-    if quantised is not None:
-        check_quantised(model, quantised.modules)
     own(model)
     _check_names(model, located, unknown)
     return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names, quantised)
@@ -389,7 +391,7 @@ def _check_names(model: "nn.Module", located: Located, unknown: set[str]) -> Non
     if lost:
         raise ModelError(
             f"model.base: {located.name}: cannot tell which tensors of its files are {', '.join(lost[:3])} "
-            f"({len(lost)} in all), so they could not be merged; leave them out of method.targets"
+            f"({len(lost)} in all), so they could not be merged; leave them out of method.targets and method.also_train"
         )
 
 

@@ -21,6 +21,7 @@ from lorakit.errors import CheckpointError, MergeError, RecipeError
 from lorakit.export import export
 from lorakit.export.peft import CONFIG
 from lorakit.imports import import_adapter
+from lorakit.imports.fit import _same
 from lorakit.merge import merge
 from lorakit.methods import LoRA
 from lorakit.model import Base, Head, prepare
@@ -108,7 +109,7 @@ def test_it_comes_back_from_peft_and_from_loralib(
 @pytest.mark.parametrize(
     ("model_type", "kind", "tied", "options"),
     [
-        ("llama", TEXT, False, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("llama", TEXT, False, {"modules_to_save": ["embed_tokens", "lm_head", "pooler"]}),  # of which there is none
         ("llama", TEXT, False, {"modules_to_save": ["lm_head", "norm"], "use_dora": True}),
         ("llama", TEXT, True, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
         ("llama", "classification", False, {"modules_to_save": ["norm", "score"]}),
@@ -318,6 +319,31 @@ def test_runs_are_switched_and_not_added(tmp_path: Path, tied: bool) -> None:
     assert torch.equal(logits(switch.use(None)), bare)
     with pytest.raises(MergeError, match=r"trained model\.embed_tokens\.weight \(2 such\) beside its pairs"):
         combine([runs[2], runs[0]], tmp_path / "sum")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind", "names"),
+    [("llama", TEXT, ["embed_tokens", "norm"]), ("bert", "classification", ["LayerNorm"])],
+)
+def test_runs_of_a_16_bit_base_are_switched(tmp_path: Path, model_type: str, kind: str, names: list[str]) -> None:
+    base = base_of(tmp_path, model_type, True)
+    sections: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "method": {"also_train": names}}
+    task = "completion" if kind == TEXT else kind
+    runs = [moved_run(tmp_path / str(i), base, task, i, **sections) for i in range(2)]
+    switch = Switch(*runs)
+    for one in (0, 1, 0):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = logits(open_run(runs[one]).prepared.model)
+        assert torch.equal(logits(switch.use(runs[one])), expected)
+
+
+def test_a_module_that_was_trained_a_little_is_not_the_base_s() -> None:
+    stored = torch.linspace(0.5, 2, 64).bfloat16()
+    for same in (stored, stored.float(), stored.half()):
+        assert _same(stored, same)
+    for moved in (stored.float() + 9e-4, stored.float() * 1.0015):
+        assert torch.equal(moved[:1].bfloat16(), stored[:1])
+        assert not _same(stored, moved)
 
 
 def test_in_4_bits_only_what_is_not_quantised(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def _zeros(shape: torch.Size) -> Iterator[tuple[int, Tensor]]:
 
 
 def whole_tensors(opened: "Opened") -> dict[str, Tensor]:
-    """What was trained beside the adapted modules' updates: heads, biases, by canonical name."""
+    """What was trained beside the adapted modules' updates: heads, biases, modules trained whole, by canonical name."""
     updates = {
         f"{path}.{name}"
         for path, layer in adapted_layers(opened.prepared.model).items()

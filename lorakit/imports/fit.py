@@ -78,6 +78,11 @@ def misfits(foreign: Foreign, parts: Parts, bare: Prepared) -> list[str]:
             continue
         if foreign.targeted(path):
             found.append(f"{path}: target_modules name it, and the file has nothing for it")
+    found += [
+        f"modules_to_save name {name}, and the file has nothing for it"
+        for name in parts.unsaved
+        if any(path.endswith(name) for path in modules)
+    ]
     found = [f"{foreign.file}: {problem}" for problem in found]
     if len(found) <= _SHOWN:
         return found
@@ -160,12 +165,12 @@ def _untied(foreign: Foreign, rest: Mapping[str, Tensor], bare: Prepared) -> tup
     """
     found, problems = dict(rest), []
     for names in (group for group in tied_groups(bare.model) if len(group) > 1):
-        there = {name: found.pop(name) for name in names if name in found}
+        shape = bare.model.get_parameter(names[0]).shape  # others are refused under their own names
+        there = {name: found.pop(name) for name in names if name in found and found[name].shape == shape}
         if not there:
             continue
         first, value = next(iter(there.items()))
-        fits = value.shape == bare.model.get_parameter(names[0]).shape
-        alone = foreign.format == "peft" and len(there) < len(names) and fits and not _of_base(bare, first, value)
+        alone = foreign.format == "peft" and len(there) < len(names) and not _of_base(bare, first, value)
         if not alone and all(torch.equal(value, other) for other in there.values()):
             found[names[0]] = value
             continue
@@ -206,5 +211,6 @@ def _of_base(bare: Prepared, name: str, value: Tensor) -> bool:
 
 
 def _same(base: Tensor, value: Tensor) -> bool:
-    """Whether two tensors are one, or were before one of them was rounded to 16 bits."""
-    return any(torch.equal(base.to(dtype), value.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+    """Whether a tensor is the base's, as it is or rounded to 16 bits; one that was trained a little is neither."""
+    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    return any(torch.equal(base.to(dtype).float(), value.float()) for dtype in kinds)

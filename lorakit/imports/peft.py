@@ -187,15 +187,15 @@ def _parts(file: Path, config: Config, factors: Mapping[str, Mapping[str, Tensor
         if config.use_dora != ("magnitude" in found):
             problems.append(f"{file}: {path}: use_dora and a magnitude go together, and here is one of the two")
         pairs[path] = {WHOLE: Pair(found["B"], found["A"], alpha)}
-    problems += [
-        f"{file}: modules_to_save name {name}, and the file has nothing for it"
-        for name in config.modules_to_save or []
-        if name not in _HEADS and not any(above.endswith(name) for key in whole for above in _above(key))
-    ]
     if problems:
         raise CheckpointError(*problems)
     magnitudes = {path: found["magnitude"].flatten() for path, found in factors.items() if "magnitude" in found}
-    return Parts(pairs, magnitudes, whole, config.use_rslora, config.lora_dropout, config.bias)
+    unsaved = tuple(
+        name
+        for name in config.modules_to_save or []
+        if name not in _HEADS and not any(above.endswith(name) for key in whole for above in _above(key))
+    )
+    return Parts(pairs, magnitudes, whole, config.use_rslora, config.lora_dropout, config.bias, unsaved=unsaved)
 
 
 def _above(key: str) -> Iterator[str]:

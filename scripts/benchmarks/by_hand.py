@@ -145,6 +145,8 @@ def _start(recipe: Recipe, prepared: Any, longest: int) -> Start:
     precision = resolve_precision(recipe, device)
     if precision == "float16":
         raise Refused("float16 needs a scaled loss, which is not written for it here")
+    if recipe.train.gradient_checkpointing or recipe.train.optimizer.name != "adamw":
+        raise Refused("it is trained by AdamW and without checkpointing here, and the recipe asks for another way")
     directory = prepared.located.directory
     dtype = torch_dtype(recipe.model, directory)
     weights = {name: one.to(dtype) for file in model_files(directory) for name, one in load_file(file).items()}

@@ -71,6 +71,7 @@ class Workload:
         """
         decoder = self.tiny.kind == "completion"
         reasons = {name: CONTENDERS[name].absent(decoder, on_gpu) for name in self.contenders}
+        reasons |= {name: "not a contender of this workload" for name in self.against or () if name not in reasons}
         here = [name for name, reason in reasons.items() if reason is None]
         return here, {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -96,7 +96,10 @@ def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chosen_contenders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "find_spec", lambda name: object())
     workload = replace(BY_NAME["e2e"], against=bench.chosen("litgpt,peft-padded"))
-    assert workload.field(on_gpu=False) == (["lorakit", "litgpt"], {})
+    assert workload.field(on_gpu=False) == (
+        ["lorakit", "litgpt"],
+        {"peft-padded": "not a contender of this workload"},
+    )
     with pytest.raises(SystemExit):
         bench.main(["e2e", "--contenders", "peft,axolotl"])
 
