@@ -76,10 +76,12 @@ def run(given: argparse.Namespace, results: Results) -> None:
                 print(f"{name}: skipped: {reasons.get(name) or 'its model or peft is not here'}", flush=True)
                 continue
             print(f"{name} …", flush=True)
+            before = len(results.lines)
             try:
                 found(results)
             except WorkerFailed as error:
                 results.failures.append(f"{name}: {error}")
+            show(*goal_rows(results.lines[before:]))
             write(given, results)  # after each: a long run that is stopped has what it did
 
 
