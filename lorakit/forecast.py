@@ -179,7 +179,7 @@ def _with_kernels(phase: Phase, kept: int) -> Phase:
 
 def _with_libraries(phase: Phase, simulation: Simulation) -> Phase:
     wide = WIDE if simulation.recipe.task.head == "generation" else 0
-    size = LIBRARIES + wide + TOKEN * simulation.model.get_input_embeddings().num_embeddings
+    size = LIBRARIES + wide + TOKEN * len(simulation.model.get_input_embeddings().weight)
     return Phase(phase.name, {**phase.parts, "libraries": size}, phase.shape)
 
 

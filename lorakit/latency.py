@@ -219,7 +219,7 @@ def _ids(prepared: "Prepared", batch: int, length: int) -> "Tensor":
     import torch
 
     model = prepared.model
-    size = model.get_input_embeddings().num_embeddings
+    size = len(model.get_input_embeddings().weight)  # an adapted table has no other word for it
     ids = torch.randint(0, size, (batch, length), generator=torch.Generator().manual_seed(0))
     ids[ids == prepared.tokenizer.pad_token_id] = (prepared.tokenizer.pad_token_id + 1) % size
     return ids.to(model.device)
