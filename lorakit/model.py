@@ -148,9 +148,10 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
     tokenizer = load_tokenizer(located, base.trust_remote_code)
     if head.kind != "generation" and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id  # a decoder's head reads the last token that is no padding
-    quantised = _quantised(base, config, row, head) if base.quantize else None
-    if quantised is not None:  # before weights are read: what cannot be trained is told at once
+    quantised = None
+    if base.quantize:  # before weights are read: what cannot be trained is told at once
         outline = build_skeleton(base, config, head)
+        quantised = _quantised(outline, row, head)
         attach(outline, row, methods, head, (), seed)
         check_quantised(outline, quantised.modules)
     if skeleton:
@@ -168,12 +169,12 @@ def prepare(base: Base, methods: "Sequence[Method]", head: Head, seed: int, *, s
     return Prepared(model, tokenizer, row, located, [m.resolve(row) for m in methods], coverage, file_names, quantised)
 
 
-def _quantised(base: Base, config: Any, row: Architecture, head: Head) -> "Quantised":
-    """How the base is to be quantised: all linear layers but the output head and the task's own."""
+def _quantised(model: "nn.Module", row: Architecture, head: Head) -> "Quantised":
+    """How a base is to be quantised, from its skeleton: all linear layers but the output head and the task's own."""
     from lorakit.nf4 import Quantised, quantisable
 
     heads = () if head.kind == "generation" else row.head
-    return Quantised.here(quantisable(build_skeleton(base, config, head), heads))
+    return Quantised.here(quantisable(model, heads))
 
 
 def attach(

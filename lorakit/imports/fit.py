@@ -140,10 +140,13 @@ def trained(foreign: Foreign, parts: Parts, bare: Prepared) -> Parts:
     for name, value in rest.items():
         if name in by_rule:
             continue
-        if problem := _misplaced(parts, bare, name, value):
-            problems.append(f"{foreign.file}: {name}: {problem}")
-        elif not _of_base(bare, name, value):
+        problem = _misplaced(bare, name, value)
+        if problem is None and not _of_base(bare, name, value):
             changed.append(name)
+            if name.rpartition(".")[0] in parts.pairs:
+                problem = "was trained whole, and its module has a pair too; a run here does one of the two"
+        if problem is not None:
+            problems.append(f"{foreign.file}: {name}: {problem}")
     if problems:
         raise CheckpointError(*problems)
     also = tuple(dict.fromkeys(name.rpartition(".")[0] for name in changed))
@@ -190,16 +193,14 @@ def _bias_of(found: list[str], parts: Parts, every: Mapping[str, nn.Parameter]) 
     return "lora_only" if set(found) == {f"{path}.bias" for path in parts.pairs} & every.keys() else "all"
 
 
-def _misplaced(parts: Parts, bare: Prepared, name: str, value: Tensor) -> str | None:
-    """What is wrong with the place of a whole tensor; None where the base has one, and no pair changes it too."""
+def _misplaced(bare: Prepared, name: str, value: Tensor) -> str | None:
+    """What is wrong with the place of a whole tensor; None where the base has one."""
     parameters = dict(bare.model.named_parameters(remove_duplicate=False))
     if name not in parameters:
         return f"this {bare.row.model_type} base has no such tensor"
     shape = tuple(parameters[name].shape)
     if shape != tuple(value.shape):
         return f"has shape {tuple(value.shape)}, and the base's has {shape}; was its vocabulary resized?"
-    if name.rpartition(".")[0] in parts.pairs and not _of_base(bare, name, value):
-        return "was trained whole, and its module has a pair too; a run here does one of the two"
     return None
 
 
