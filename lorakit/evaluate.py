@@ -248,8 +248,7 @@ def _likelihoods(subject: Subject, data: SplitData, progress: Progress) -> tuple
 
     def logits(batch: Batch) -> torch.Tensor:
         def look(rows: list[int]) -> torch.Tensor:
-            inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
-            return subject.objective(subject.model, Batch(inputs, batch.labels[rows]).to(subject.device))[1]
+            return subject.objective(subject.model, batch.rows(rows).to(subject.device))[1]
 
         every = list(range(len(batch.labels)))
         return torch.cat([part for _, part in subject.each("evaluation", every, look)])

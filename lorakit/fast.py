@@ -22,6 +22,6 @@ def make_fast(model: Any, row: Architecture, packed: bool) -> None:
     lighten(model)
     if row.blocks and packed:
         every = list(blocks(model, row).values())
-        pack(model, every)
+        pack(model, every, causal=row.decoder and getattr(model.config, "is_causal", True) is not False)
         if packing_in(model) and reads_first(model, row):
             shorten(every[-1], row)

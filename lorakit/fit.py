@@ -72,7 +72,8 @@ def rows_that_fit(need: Callable[[int], int], capacity: int) -> int:
 
 
 def _times(row: Shape, count: int) -> Shape:
-    return Shape(count, row.width, row.targets * count)
+    """So many rows of that length but for one token: packing needs room where there is padding, and none else."""
+    return Shape(count, row.width, row.targets * count, padding=int(row.width > 1))
 
 
 def changes(found: Situation) -> list[Change]:

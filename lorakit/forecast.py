@@ -190,13 +190,18 @@ def training_peak(simulation: Simulation, shape: Shape, accumulating: bool) -> P
 
 
 def _heaviest(name: str, simulation: Simulation, found: Sequence[Shape], accumulating: bool = False) -> Phase:
-    """The batch with the most tokens to compute, unless another with more targets needs more by that one's measure."""
+    """The batch with the most tokens to compute, unless another with more targets needs more by that one's measure.
+
+    With padding, which is packed, or without it, whichever needs more: packing has room of its own.
+    """
 
     def phase(shape: Shape) -> Phase:
         parts = simulation.train(shape, accumulating) if name == "training" else simulation.evaluate(shape)
         return Phase(name, parts, shape)
 
-    first = phase(max(found, key=simulation.computed))
+    kinds = [[shape for shape in found if bool(shape.padding) is padded] for padded in (False, True)]
+    largest = [phase(max(kind, key=simulation.computed)) for kind in kinds if kind]
+    first = max(largest, key=lambda one: one.total)
     assert first.shape is not None
     token = first.parts.get("activations", 0) / simulation.computed(first.shape)
     target = (first.parts.get("logits", 0) + first.parts.get("backward", 0)) / max(1, first.shape.targets)

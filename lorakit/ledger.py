@@ -22,15 +22,11 @@ Bytes = dict[str, int]
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of live storages by the part that they were made for, and remembers the fullest moment.
-
-    A model's choice of rows by a boolean mask has no shape without data; `chosen` says how many rows there are.
-    """
+    """Counts the bytes of live storages by the part that they were made for, and remembers the fullest moment."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.part = "weights"
-        self.chosen = 0
         self.live: Counter[str] = Counter()
         self.peak: Bytes = {}
         self._parts: dict[int, str] = {}
@@ -40,10 +36,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run a kernel and enter what it made."""
-        if func is torch.ops.aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
-            out = args[0].new_empty((self.chosen, *args[0].shape[args[1][0].ndim :]))
-        else:
-            out = func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
         for made in out if isinstance(out, list | tuple) else (out,):
             if isinstance(made, Tensor):
                 self.enter(made, self.part)

@@ -151,9 +151,7 @@ class Simulation:
         return shape.tokens if self.packing is None else self.packing.rounded(shape.real)
 
     def _batch(self, shape: Shape) -> Batch:
-        self.ledger.part, self.ledger.chosen = "activations", shape.targets
-        if self.packing is not None:
-            self.packing.assumed = [len(part) for part in np.array_split(range(shape.real), shape.rows)]
+        self.ledger.part = "activations"
         size = (shape.rows, shape.width)
         inputs = {
             "input_ids": torch.zeros(size, dtype=torch.long),
@@ -161,7 +159,9 @@ class Simulation:
         }
         kind = self.recipe.task.head
         labels = torch.zeros(size if kind == "generation" else (shape.rows,), dtype=torch.long)
-        return Batch(inputs, labels.float() if kind == "regression" else labels)
+        learned = torch.zeros(shape.targets, dtype=torch.long) if kind == "generation" else None
+        lengths = [len(part) for part in np.array_split(range(shape.real), shape.rows)]
+        return Batch(inputs, labels.float() if kind == "regression" else labels, lengths, learned)
 
 
 def _gradient_made(ledger: Ledger, parameter: Tensor) -> None:

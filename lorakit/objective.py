@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorakit.data.collate import Batch
 from lorakit.data.items import IGNORE
+from lorakit.packing import gather, packing_in
 
 if TYPE_CHECKING:
     from lorakit.tasks.base import Kind
@@ -21,7 +22,19 @@ CPU_BLOCK, BLOCK = 2**20, 2**26
 
 
 class Objective(ABC):
-    """What a model is trained on; label smoothing acts in train mode only, so that losses of evaluations compare."""
+    """What a model is trained on; label smoothing acts in train mode only, so that losses of evaluations compare.
+
+    Args:
+        model: The unwrapped model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._packing = packing_in(model)
+
+    def _logits(self, model: Any, batch: Batch, **options: Any) -> Tensor:
+        with nullcontext() if self._packing is None else self._packing.told(batch.lengths):
+            logits: Tensor = model(**batch.inputs, **options).logits
+        return logits
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -40,15 +53,17 @@ class ClassLoss(Objective):
     """Cross-entropy of the class; rows without a label count nothing.
 
     Args:
+        model: The unwrapped model.
         label_smoothing: (1 - e) · nll + e · mean over classes of -log p.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
+        super().__init__(model)
         self.label_smoothing = label_smoothing
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        logits = _wide(model(**batch.inputs).logits)
+        logits = _wide(self._logits(model, batch))
         loss = F.cross_entropy(
             logits, batch.labels, ignore_index=IGNORE, reduction="sum", label_smoothing=_in_training(model, self)
         )
@@ -60,7 +75,7 @@ class NumberLoss(Objective):
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        logits = _wide(model(**batch.inputs).logits)
+        logits = _wide(self._logits(model, batch))
         return F.mse_loss(logits[:, 0], batch.labels.to(logits.dtype), reduction="sum"), logits
 
 
@@ -128,32 +143,33 @@ class TokenLoss(Objective):
     """
 
     def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
+        super().__init__(model)
         self.label_smoothing = label_smoothing
-        self._rows: Tensor | None = None
+        self._learned: Tensor | None = None
         head: nn.Module = model.get_output_embeddings()
         head.register_forward_pre_hook(self._gather)
 
     def _gather(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._rows is None:
+        if self._learned is None:
             return None
         hidden, *rest = args
-        return (hidden[self._rows], *rest)
+        return (gather(hidden.flatten(0, 1), self._learned, len(self._learned)), *rest)
 
     @contextmanager
-    def _at(self, rows: Tensor) -> Iterator[None]:
-        self._rows = rows
+    def _at(self, learned: Tensor) -> Iterator[None]:
+        self._learned = learned
         try:
             yield
         finally:
-            self._rows = None
+            self._learned = None
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Objective`. Position t predicts token t + 1."""
-        labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
-        rows = labels != IGNORE
-        with self._at(rows):
-            logits = model(**batch.inputs, use_cache=False).logits
-        return token_loss(logits, labels[rows], _in_training(model, self)), logits
+        assert batch.learned is not None
+        with self._at(batch.learned):
+            logits = self._logits(model, batch, use_cache=False)
+        said = batch.labels.flatten().index_select(0, batch.learned + 1)
+        return token_loss(logits, said, _in_training(model, self)), logits
 
 
 def _in_training(model: Any, of: ClassLoss | TokenLoss) -> float:
@@ -174,7 +190,7 @@ def objective(kind: "Kind", model: Any, label_smoothing: float = 0.0) -> Objecti
         label_smoothing: Of cross-entropies.
     """
     if kind == "classification":
-        return ClassLoss(label_smoothing)
+        return ClassLoss(model, label_smoothing)
     if kind == "regression":
-        return NumberLoss()
+        return NumberLoss(model)
     return TokenLoss(model, label_smoothing)

@@ -7,11 +7,16 @@ ever. What each token is mapped to does not change, nor does any gradient.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lorakit.data.collate import send
 
 ATTENTION = "lorakit"
 """What transformers knows our attention as: it parts packed rows."""
@@ -19,6 +24,17 @@ _HANDLE = "lorakit_packing"
 _STEP = 8
 """Packed rows end with zeros up to a multiple of this: a row of another length is another shape of every product,
 and on a CPU in 16 bits each shape is compiled anew."""
+
+
+_padding_shows: ContextVar[bool | None] = ContextVar("padding_shows", default=None)
+
+
+def padding_shows() -> bool | None:
+    """Whether real tokens would see padding if there were no mask, in the forward pass that is going on.
+
+    They would not where there is none, or where it is behind them and no token sees a later one. None: nobody counted.
+    """
+    return _padding_shows.get()
 
 
 class _Gather(torch.autograd.Function):
@@ -82,9 +98,14 @@ class Packing:
     """The packing of one model; it decides with each forward pass.
 
     It knows no module: a model whose parts know it is to be freed when its last user lets it go.
+
+    Args:
+        causal: Whether no token sees a later one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, causal: bool) -> None:
+        self._causal = causal
+        self._told: list[int] | None = None
         self._places: Tensor | None = None
         self._shape = (0, 0)
         self.length = 0
@@ -93,9 +114,21 @@ class Packing:
         """(rows, tokens of each) of rows of one length that follow one another."""
         self.firsts = torch.empty(0)
         """Where each row's first token stands in the packed row."""
+        self._bounds: Tensor | None = None
         self._masks: dict[tuple[int, bool], tuple[Tensor, list[Tensor | None]]] = {}
-        self.assumed: list[int] = []
-        """Tokens of each row, for a batch without data (`memory`): its mask cannot be read."""
+
+    @contextmanager
+    def told(self, lengths: list[int]) -> Iterator[None]:
+        """Within it, forward passes need not read the mask: which a GPU would have to be waited for.
+
+        Args:
+            lengths: Real tokens of each row; padding is behind them.
+        """
+        self._told = lengths
+        try:
+            yield
+        finally:
+            self._told = None
 
     def begin(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before the model: find out whether this batch has padding, and nothing in it that a cache remembers."""
@@ -104,24 +137,34 @@ class Packing:
         self.end()
         if watched or inputs.get("past_key_values") is not None or not isinstance(mask, Tensor) or mask.ndim != 2:
             return
-        here = _is_real(mask)
-        counts = mask.ne(0).sum(1)
-        lengths = counts.tolist() if here and mask.device.type == "cpu" else self.assumed
-        places = mask.flatten().nonzero()[:, 0] if here else mask.new_zeros(sum(lengths))
-        if 0 < len(places) < mask.numel():
-            self._places, self._shape = places, (mask.shape[0], mask.shape[1])
-            self.length = self.rounded(len(places))
-            self.firsts = counts.cumsum(0) - counts
-            self.runs = [(len(list(run)), length) for length, run in groupby(lengths) if length]
+        lengths, places, behind = self._real(mask)
+        _padding_shows.set(len(places) < mask.numel() and not (self._causal and behind))
+        if not 0 < len(places) < mask.numel():
+            return
+        self._places, self._shape = send(places, mask.device), (mask.shape[0], mask.shape[1])
+        self.length = self.rounded(len(places))
+        self.firsts = send(torch.tensor(np.cumsum([0, *lengths[:-1]])), mask.device)
+        self.runs = [(len(list(run)), length) for length, run in groupby(lengths) if length]
+
+    def _real(self, mask: Tensor) -> tuple[list[int], Tensor, bool]:
+        """Real tokens of each row, where they stand in the batch, and whether all padding is behind them."""
+        if self._told is not None:
+            batch, seq = mask.shape
+            assert len(self._told) == batch
+            at = [row * seq + np.arange(length) for row, length in enumerate(self._told)]
+            return self._told, torch.tensor(np.concatenate(at)), True
+        real = mask.ne(0).cpu()
+        return real.sum(1).tolist(), real.flatten().nonzero()[:, 0], not bool((real[:, 1:] > real[:, :-1]).any())
 
     def after(self, *_: object) -> None:
-        """Behind the model: where no backward pass will come, the batch is done with."""
+        """Behind the model, also where it failed: where no backward pass will come, the batch is done with."""
+        _padding_shows.set(None)
         if not torch.is_grad_enabled():
             self.end()
 
     def end(self) -> None:
         """Forget the last batch; its backward pass, which may compute blocks anew (checkpointing), must be over."""
-        self._places, self.firsts = None, torch.empty(0)
+        self._places, self.firsts, self._bounds = None, torch.empty(0), None
         self._masks.clear()
 
     @staticmethod
@@ -162,6 +205,15 @@ class Packing:
         """Zeros behind the last real token."""
         assert self._places is not None
         return self.length - len(self._places)
+
+    @property
+    def bounds(self) -> tuple[Tensor, int]:
+        """Where rows begin and the last one ends, (rows + 1,) int32, and the longest; zeros at the end are one too."""
+        assert self._places is not None
+        lengths = [length for rows, length in self.runs for _ in range(rows)] + [self.zeros] * (self.zeros > 0)
+        if self._bounds is None:
+            self._bounds = send(torch.tensor(np.cumsum([0, *lengths], dtype=np.int32)), self._places.device)
+        return self._bounds, max(lengths)
 
     def run_masks(self, mask: Tensor | None, causal: bool) -> list[Tensor | None]:
         """Of each of `runs` what its tokens see; None where that is all, or all that are not later.
@@ -209,18 +261,19 @@ class Packing:
         return self.pack(given.expand(batch, *given.shape[1:]))
 
 
-def pack(model: Any, blocks: Sequence[nn.Module]) -> None:
+def pack(model: Any, blocks: Sequence[nn.Module], causal: bool) -> None:
     """Let a model's blocks compute no padding; a model with an attention of its own (DeBERTa) is left as it is.
 
     Args:
         model: Prepared by `attention.install`.
         blocks: Its blocks, in order.
+        causal: Whether no token sees a later one.
     """
     if model.config._attn_implementation != ATTENTION:
         return
-    packing = Packing()
+    packing = Packing(causal)
     model.register_forward_pre_hook(packing.begin, with_kwargs=True)
-    model.register_forward_hook(packing.after)
+    model.register_forward_hook(packing.after, always_call=True)
     blocks[0].register_forward_pre_hook(packing.enter)
     for block in blocks:
         block.register_forward_pre_hook(packing.before_block, with_kwargs=True)

@@ -54,6 +54,7 @@ LAYERS = (
     "tasks",
     "norms",
     "packing",
+    "varlen",
     "attention",
     "last_block",
     "fast",

@@ -338,7 +338,7 @@ def test_the_loss_at_target_rows_is_that_of_the_whole_logits(tmp_path: Path, mod
     model = prepare(Base(base=str(base)), [LoRA(rank=4)], Head("generation"), seed=0).model
     labels = ids().clone()
     labels[:, :5] = -100
-    batch = Batch({"input_ids": ids(), "attention_mask": torch.ones_like(ids())}, labels)
+    batch = Batch.of({"input_ids": ids(), "attention_mask": torch.ones_like(ids())}, labels)
     with torch.no_grad():
         every = model(**batch.inputs).logits
         loss, logits = objective("generation", model)(model, batch)

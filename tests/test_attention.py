@@ -13,6 +13,8 @@ from torch import Tensor
 from lorakit import attention
 from lorakit.arch import ARCHITECTURES
 from lorakit.attention import attend, install
+from lorakit.fast import make_fast
+from lorakit.packing import padding_shows
 
 OWN = {"deberta-v2", "gemma2"}
 """An attention of their own; a soft cap, which SDPA has not."""
@@ -134,3 +136,49 @@ def test_dropout_falls_on_the_probabilities() -> None:
     assert found.float().mean() == pytest.approx(1, abs=0.05)
     torch.manual_seed(0)
     assert torch.equal(attend(module, query, key, ones, None, dropout=0.5)[0], found)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "behind", "wants"), [("llama", True, False), ("llama", False, True), ("bert", True, True)]
+)
+def test_masks_are_made_where_real_tokens_would_see_padding(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, behind: bool, wants: bool
+) -> None:
+    decoder = ARCHITECTURES[model_type].decoder
+    own = bare_model(model_type, "generation" if decoder else "classification")
+    make_fast(own, ARCHITECTURES[model_type], packed=True)
+    made: list[bool] = []
+    real = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda *given: made.append(given[2] is not None) or real(*given))
+    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)  # where rows have a kernel each, and no masks
+    inputs = padded(decoder)
+    if not behind:
+        inputs = {name: one.flip(1) if isinstance(one, Tensor) else one for name, one in inputs.items()}
+    own(**inputs)
+    assert set(made) == {wants}
+    made.clear()
+    inputs["attention_mask"].fill_(1)
+    own(**inputs)
+    assert set(made) == {False}
+
+
+def test_a_decoder_that_sees_later_tokens_keeps_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model.overrides: {is_causal: false}`: then padding behind a token is seen."""
+    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)
+    plain = bare_model("llama", "generation")
+    plain.config.is_causal = False
+    own = copy.deepcopy(plain)
+    make_fast(own, ARCHITECTURES["llama"], packed=True)
+    inputs = padded(decoder=True)
+    real = inputs["attention_mask"] == 1
+    torch.testing.assert_close(own(**inputs).logits[real], plain(**inputs).logits[real])
+
+
+def test_what_is_known_of_a_batch_ends_with_its_forward_pass() -> None:
+    own = bare_model("llama", "generation")
+    make_fast(own, ARCHITECTURES["llama"], packed=True)
+    own(**padded(decoder=True))
+    assert padding_shows() is None
+    with pytest.raises(IndexError):
+        own(**padded(decoder=True) | {"input_ids": torch.full((3, 9), 10**6)})
+    assert padding_shows() is None

@@ -77,7 +77,7 @@ def on_real_tensors(recipe: Recipe, made: Outline, shape: Shape) -> int:
         ledger.enter(tensor, "weights")
     ledger.part = "passing"
     with ledger, ledger.peak_of() as found:
-        loss, _ = loss_of(model, Batch({"input_ids": ids, "attention_mask": mask}, labels))
+        loss, _ = loss_of(model, Batch.of({"input_ids": ids, "attention_mask": mask}, labels))
         loss.backward()
     return sum(size for part, size in found.items() if part == "passing")
 

@@ -1,6 +1,7 @@
 """Summed losses: equal to the references', and the same gradient however a step is cut."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_head_sees_target_rows_only_and_is_whole_again_after(tiny: Tiny, model_t
     assert model(**batch.inputs).logits.shape[:2] == batch.labels.shape
 
     with pytest.raises(RuntimeError):  # after a failed forward too
-        loss(model, Batch({"input_ids": batch.inputs["input_ids"].float()}, batch.labels))
+        loss(model, replace(batch, inputs={"input_ids": batch.inputs["input_ids"].float()}))
     assert model(**batch.inputs).logits.shape[:2] == batch.labels.shape
 
 
@@ -120,18 +121,19 @@ def test_class_loss(tiny: Tiny) -> None:
     nll = -logits.log_softmax(-1)
     known = [(0, 2), (1, 0), (3, 1)]
     by_hand = sum(0.8 * nll[row, label] + 0.2 * nll[row].mean() for row, label in known)
-    loss, found = ClassLoss(0.2)(model, Batch(inputs, labels))
+    loss, found = ClassLoss(model, 0.2)(model, Batch.of(inputs, labels))
     torch.testing.assert_close(loss, by_hand)
     torch.testing.assert_close(found, logits)
     model.eval()
-    torch.testing.assert_close(ClassLoss(0.2)(model, Batch(inputs, labels))[0], sum(nll[r, c] for r, c in known))
+    unsmoothed = ClassLoss(model, 0.2)(model, Batch.of(inputs, labels))[0]
+    torch.testing.assert_close(unsmoothed, sum(nll[r, c] for r, c in known))
 
 
 def test_number_loss(tiny: Tiny) -> None:
     model = classifier(tiny, 1)
     inputs = collate(token_items(3), 0).inputs
     labels = torch.tensor([2.5, -100.0, 0.0])  # a temperature may be -100
-    loss, logits = NumberLoss()(model, Batch(inputs, labels))
+    loss, logits = NumberLoss(model)(model, Batch.of(inputs, labels))
     torch.testing.assert_close(loss, ((logits[:, 0] - labels) ** 2).sum())
     assert loss > 10_000
 
