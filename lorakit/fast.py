@@ -1,9 +1,10 @@
-"""What makes a model faster without changing what it computes: attention, norms, packing, the last block."""
+"""What makes a model faster without changing what it computes: attention, norms, dropout, packing, the last block."""
 
 from typing import Any
 
 from lorakit.arch import Architecture
 from lorakit.attention import install
+from lorakit.dropout import quicken
 from lorakit.last_block import reads_first, shorten
 from lorakit.norms import lighten
 from lorakit.packing import pack, packing_in
@@ -20,6 +21,7 @@ def make_fast(model: Any, row: Architecture, packed: bool) -> None:
     """
     install(model)
     lighten(model)
+    quicken(model)
     if row.blocks and packed:
         every = list(blocks(model, row).values())
         pack(model, every, causal=row.decoder and getattr(model.config, "is_causal", True) is not False)

@@ -38,11 +38,11 @@ def _to_first(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
     packing = packing_of(module)
     if packing is None or args[0].shape[:-1] != (1, packing.length):  # somebody calls the module by itself
         return None
-    return gather(args[0][0], packing.firsts, len(packing.firsts))[None]
+    return gather(args[0].squeeze(0), packing.firsts, len(packing.firsts))[None]
 
 
 def _from_first(module: nn.Module, _: object, out: Tensor) -> Tensor | None:
     packing = packing_of(module)
     if packing is None or out.shape[:-1] != (1, len(packing.firsts)):
         return None
-    return scatter(out[0], packing.firsts, packing.length)[None]
+    return scatter(out.squeeze(0), packing.firsts, packing.length)[None]

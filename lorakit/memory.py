@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorakit.data.collate import Batch
+from lorakit.kernels import as_on_gpu
 from lorakit.ledger import Bytes, Ledger, LikeCuda, fake_copy
 from lorakit.lengths import Shape
 from lorakit.objective import objective
@@ -60,6 +61,8 @@ class Simulation:
         modes: list[Any] = [self.mode, self.ledger, *([LikeCuda()] if self.on_cuda else [])]
         for mode in modes:
             stack.enter_context(mode)
+        if self.on_cuda:
+            stack.enter_context(as_on_gpu())
         if self.packing is not None:
             stack.callback(self.packing.end)
         return stack

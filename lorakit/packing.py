@@ -249,7 +249,7 @@ class Packing:
         """(1, length, …) → (batch, seq, …)."""
         assert self._places is not None
         batch, seq = self._shape
-        return scatter(packed[0], self._places, batch * seq).view(batch, seq, *packed.shape[2:])
+        return scatter(packed.squeeze(0), self._places, batch * seq).view(batch, seq, *packed.shape[2:])
 
     def _of_positions(self, given: Any) -> Any:
         """A tensor (batch or 1, seq, …) packed; anything else as it is."""

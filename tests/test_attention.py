@@ -1,6 +1,7 @@
 """The attention of our own against PyTorch's, on every architecture that takes one, and where each is used."""
 
 import copy
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lorakit import attention
 from lorakit.arch import ARCHITECTURES
 from lorakit.attention import attend, install
 from lorakit.fast import make_fast
+from lorakit.kernels import as_on_gpu
 from lorakit.packing import padding_shows
 
 OWN = {"deberta-v2", "gemma2"}
@@ -21,6 +23,13 @@ OWN = {"deberta-v2", "gemma2"}
 
 
 EXPERTS = {"mixtral", "qwen3_moe"}
+
+
+@pytest.fixture
+def on_gpu() -> Iterator[None]:
+    """The ways of a GPU."""
+    with as_on_gpu():
+        yield
 
 
 def padded(decoder: bool) -> dict[str, Tensor]:
@@ -141,6 +150,7 @@ def test_dropout_falls_on_the_probabilities() -> None:
 @pytest.mark.parametrize(
     ("model_type", "behind", "wants"), [("llama", True, False), ("llama", False, True), ("bert", True, True)]
 )
+@pytest.mark.usefixtures("on_gpu")  # on a CPU rows have a kernel each, and no masks
 def test_masks_are_made_where_real_tokens_would_see_padding(
     monkeypatch: pytest.MonkeyPatch, model_type: str, behind: bool, wants: bool
 ) -> None:
@@ -150,7 +160,6 @@ def test_masks_are_made_where_real_tokens_would_see_padding(
     made: list[bool] = []
     real = attention._attend
     monkeypatch.setattr(attention, "_attend", lambda *given: made.append(given[2] is not None) or real(*given))
-    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)  # where rows have a kernel each, and no masks
     inputs = padded(decoder)
     if not behind:
         inputs = {name: one.flip(1) if isinstance(one, Tensor) else one for name, one in inputs.items()}
@@ -162,9 +171,9 @@ def test_masks_are_made_where_real_tokens_would_see_padding(
     assert set(made) == {False}
 
 
-def test_a_decoder_that_sees_later_tokens_keeps_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("on_gpu")
+def test_a_decoder_that_sees_later_tokens_keeps_its_masks() -> None:
     """`model.overrides: {is_causal: false}`: then padding behind a token is seen."""
-    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)
     plain = bare_model("llama", "generation")
     plain.config.is_causal = False
     own = copy.deepcopy(plain)

@@ -15,6 +15,7 @@ from torch.nn.attention import varlen as torchs
 
 from lorakit import attention, varlen
 from lorakit.arch import ARCHITECTURES
+from lorakit.kernels import as_on_gpu
 from lorakit.memory import checkpoint_gradients
 from lorakit.packing import packing_in
 from lorakit.varlen import Form, form_of, proved
@@ -64,9 +65,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Kernel]]:
     monkeypatch.setattr(torchs, "varlen_attn", last)
     monkeypatch.setattr(varlen, "_DEVICES", ("cpu",))
     monkeypatch.setattr(varlen, "_DTYPES", (*varlen._DTYPES, torch.float32, torch.float64))
-    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)
     proved.cache_clear()
-    yield kernels
+    with as_on_gpu():
+        yield kernels
     proved.cache_clear()
 
 

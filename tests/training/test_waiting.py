@@ -15,8 +15,8 @@ from small_runs import small_recipe
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import lorakit
-from lorakit import attention
 from lorakit.data.batches import Limit, step_rows
+from lorakit.kernels import as_on_gpu
 from lorakit.packing import Packing
 from lorakit.progress import Silent
 from lorakit.training import loop
@@ -87,7 +87,6 @@ def test_a_step_asks_for_its_loss_and_its_norm(
     run.trainee.limit, run.trainee.watch = Limit(rows=4), None  # the audit looks at the first steps alone
     for group in run.trainee.optimizer.param_groups:
         group["fused"] = True  # as on a GPU
-    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)
     collate, packed = loop.collate, []
 
     def on_the_host(*given: Any) -> Any:
@@ -104,7 +103,7 @@ def test_a_step_asks_for_its_loss_and_its_norm(
     train, data = run.recipe.train, run.train.encoded
     steps = step_rows(train.seed, len(data), train.batch_size, 2)
     run.trainee.model.train()
-    with Waits() as waits:
+    with Waits() as waits, as_on_gpu():
         assert len(list(loop.optimise(run.trainee, data, steps, train, [0.01] * 2))) == 2
     assert packed
     assert waits.who == ["_accumulate", "_clip"] * 2
