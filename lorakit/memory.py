@@ -85,8 +85,6 @@ class Simulation:
         with self._computing():
             self._make_gradients()
             self.optimizer = build(trainable_parameters(self.model))
-            for group in self.optimizer.param_groups:
-                group["fused"] = group.get("fused") or self.on_cuda or None
             self.ledger.part = "optimiser"
             with self.ledger.peak_of() as self.update:
                 self.optimizer.step()

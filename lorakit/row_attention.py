@@ -64,11 +64,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
         """(heads, tokens, dim) each → the same."""
-        out, sums = _room(query), []
-        for q, k, v, into in rows.cut(query, key, value, out):
-            found, of_row = _FORWARD(q, k, v, 0.0, rows.causal, scale=rows.scaling)
-            into.copy_(found)
-            sums.append(of_row)
+        parts = [_FORWARD(q, k, v, 0.0, rows.causal, scale=rows.scaling) for q, k, v in rows.cut(query, key, value)]
+        out, sums = _joined([found for found, *_ in parts], query), [of_row for _, of_row in parts]
         ctx.rows = rows
         ctx.save_for_backward(query, key, value, out, *sums)
         return out
@@ -77,13 +74,10 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         """See `torch.nn.functional.scaled_dot_product_attention`."""
         query, key, value, out, *sums = ctx.saved_tensors
-        made, rows = [_room(query) for _ in range(3)], ctx.rows
-        cut = rows.cut(query, key, value, out, above, *made)
-        for (q, k, v, found, slope, *into), of_row in zip(cut, sums, strict=True):
-            gradients = _BACKWARD(slope, q, k, v, found, of_row, 0.0, rows.causal, scale=rows.scaling)
-            for one, gradient in zip(into, gradients, strict=True):
-                one.copy_(gradient)
-        return (*made, None)
+        parts, rows = [], ctx.rows
+        for (q, k, v, found, slope), of_row in zip(rows.cut(query, key, value, out, above), sums, strict=True):
+            parts.append(_BACKWARD(slope, q, k, v, found, of_row, 0.0, rows.causal, scale=rows.scaling))
+        return (*(_joined(gradients, query) for gradients in zip(*parts, strict=True)), None)
 
 
 class _Dropped(torch.autograd.Function):
@@ -92,38 +86,39 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
         """(heads, tokens, dim) each → the same."""
-        out, passed = _room(query), []
-        for q, k, v, into in rows.cut(query, key, value, out):
+        parts, passed = [], []
+        for q, k, v in rows.cut(query, key, value):
             scores = (q * rows.scaling) @ k.transpose(-1, -2)
             if rows.causal:
                 scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
             chances = torch.softmax(scores, dim=-1)
             mask, ctx.scale = kept(chances.shape, rows.dropout)
-            into.copy_(torch.where(mask, chances, 0.0) @ v)
+            parts.append(torch.where(mask, chances, 0.0) @ v)
             passed += [chances, mask]
         ctx.rows = rows
         ctx.save_for_backward(query, key, value, *passed)
-        return out.mul_(ctx.scale)
+        return _joined(parts, query).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         """Of the two products and the softmax between them."""
         query, key, value, *passed = ctx.saved_tensors
-        made, rows = [_room(query) for _ in range(3)], ctx.rows
-        cut = rows.cut(query, key, value, above * ctx.scale, *made)
-        for (q, k, v, slope, *into), chances, mask in zip(cut, passed[::2], passed[1::2], strict=True):
-            into[2].copy_(torch.where(mask, chances, 0.0).transpose(-1, -2) @ slope)
+        parts, rows = [], ctx.rows
+        cut = rows.cut(query, key, value, above * ctx.scale)
+        for (q, k, v, slope), chances, mask in zip(cut, passed[::2], passed[1::2], strict=True):
+            of_value = torch.where(mask, chances, 0.0).transpose(-1, -2) @ slope
             of_chances = torch.where(mask, slope @ v.transpose(-1, -2), 0.0)
             of_scores = torch._softmax_backward_data(of_chances, chances, -1, chances.dtype).mul_(rows.scaling)
-            into[0].copy_(of_scores @ k)
-            into[1].copy_(of_scores.transpose(-1, -2) @ q)
-        return (*made, None)
+            parts.append((of_scores @ k, of_scores.transpose(-1, -2) @ q, of_value))
+        return (*(_joined(gradients, query) for gradients in zip(*parts, strict=True)), None)
 
 
-def _room(like: Tensor) -> Tensor:
-    """Zeros of (heads, tokens, dim), in memory token by token."""
+def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Runs (rows, heads, length, dim) behind one another, and zeros: (heads, tokens, dim), in memory token by token."""
     heads, tokens, dim = like.shape
-    return like.new_zeros(tokens, heads, dim).transpose(0, 1)
+    found = [one.transpose(1, 2).reshape(-1, heads, dim) for one in parts]
+    found.append(like.new_zeros(tokens - sum(len(one) for one in found), heads, dim))
+    return torch.cat(found).transpose(0, 1)
 
 
 def _cut(part: Tensor, first: int, rows: int, length: int) -> Tensor:
