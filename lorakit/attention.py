@@ -75,6 +75,7 @@ def attend(
     Returns:
         ((batch, seq, heads, dim), None for the probabilities).
     """
+    query, key, value = _as_autocast(query, key, value)
     packing = packing_of(module)
     width = key.shape[2] if packing is None else packing.width
     products = _products_are_faster(query, width, attention_mask, options)
@@ -88,6 +89,14 @@ def attend(
         return _without_padding(packing, module, (query, key, value), attention_mask, options), None
     parted = [packing.unpack(one.transpose(1, 2)).transpose(1, 2) for one in (query, key, value)]
     return packing.pack(_attend(module, parted, attention_mask, options, products)), None
+
+
+def _as_autocast(*given: Tensor) -> list[Tensor]:
+    """In autocast's dtype, as SDPA takes them: rotary angles in float32 leave queries and keys in it, not values."""
+    kind = given[0].device.type
+    if not torch.is_autocast_enabled(kind) or given[0].dtype == torch.float64:
+        return list(given)
+    return [one.to(torch.get_autocast_dtype(kind)) for one in given]
 
 
 def _attend(
@@ -107,10 +116,12 @@ def _without_padding(
     """A kernel for the rows of each length: on a CPU that costs less than to fill all up to the longest."""
     causal, query = _is_causal(module, options), given[0]
     masks = packing.run_masks(mask, causal)
+    dropout_p = options.get("dropout") or 0.0
     alike = all(one.shape == query.shape for one in given) and all(one is None for one in masks)
-    if alike and not _is_special(options):
+    narrow = query.dtype in (torch.bfloat16, torch.float16)  # of which probabilities are kept in float32, by SDPA
+    if alike and not _is_special(options) and not (narrow and dropout_p):
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
-        how = Rows(packing.runs, causal, scaling, options.get("dropout") or 0.0)
+        how = Rows(packing.runs, causal, scaling, dropout_p)
         return attend_each_length(query, given[1], given[2], how)
     sizes = [rows * length for rows, length in packing.runs]
     parts = zip(*(torch.split(one, [*sizes, packing.zeros], dim=2) for one in given), strict=True)

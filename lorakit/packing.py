@@ -135,6 +135,7 @@ class Packing:
         mask = inputs.get("attention_mask")
         watched = any(inputs.get(name) for name in ("use_cache", "output_hidden_states", "output_attentions"))
         self.end()
+        _padding_shows.set(None)
         if watched or inputs.get("past_key_values") is not None or not isinstance(mask, Tensor) or mask.ndim != 2:
             return
         lengths, places, behind = self._real(mask)

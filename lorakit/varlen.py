@@ -30,7 +30,7 @@ class Form:
 
     Args:
         device: Of the tensors.
-        dtype: Of the products: autocast's, where it is on.
+        dtype: Theirs.
         heads: Of the queries.
         shared: Of keys and values; each serves `heads / shared` queries.
         dim: Of a head.
@@ -57,10 +57,9 @@ def form_of(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, ca
         scaling: Of the products; None for dim ** -0.5.
         causal: Whether no token sees a later one.
     """
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    dim = query.shape[-1]
-    if kind not in _DEVICES or dtype not in _DTYPES or value.shape[-1] != dim or dim % 8 or dim > _WIDEST:
+    dim, dtype = query.shape[-1], query.dtype
+    known = query.device.type in _DEVICES and dtype in _DTYPES and key.dtype == value.dtype == dtype
+    if not known or value.shape[-1] != dim or dim % 8 or dim > _WIDEST:
         return None
     return Form(query.device, dtype, query.shape[1], key.shape[1], dim, scaling, causal)
 
@@ -79,7 +78,7 @@ def attend_rows(form: Form, given: Sequence[Tensor], bounds: Tensor, longest: in
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    query, key, value = (one[0].transpose(0, 1).to(form.dtype) for one in given)
+    query, key, value = (one[0].transpose(0, 1) for one in given)
     window = (-1, 0) if form.causal else (-1, -1)
     sizes = (bounds, bounds, longest, longest)
     grouped = form.heads != form.shared

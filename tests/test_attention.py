@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,3 +193,28 @@ def test_what_is_known_of_a_batch_ends_with_its_forward_pass() -> None:
     with pytest.raises(IndexError):
         own(**padded(decoder=True) | {"input_ids": torch.full((3, 9), 10**6)})
     assert padding_shows() is None
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - OWN))
+@pytest.mark.parametrize("gpu", [False, True])
+def test_autocast_on_a_base_in_float32(model_type: str, gpu: bool) -> None:
+    """Rotary angles in float32 leave queries and keys in it, and values not; probabilities are dropped in training."""
+    decoder = ARCHITECTURES[model_type].decoder
+    plain = bare_model(model_type, "generation" if decoder else "classification")
+    own = copy.deepcopy(plain)
+    make_fast(own, ARCHITECTURES[model_type], packed=True)
+    inputs, found = padded(decoder), []
+    with as_on_gpu() if gpu else nullcontext():
+        for model in (plain, own):
+            caught: list[Tensor] = []
+            model.get_input_embeddings().register_forward_hook(partial(_catch, caught))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(**inputs).logits
+            (logits if logits.ndim == 2 else logits[inputs["attention_mask"] == 1]).float().square().mean().backward()
+            assert caught[0].grad is not None
+            found.append(caught[0].grad)
+        own.train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            own(**inputs).logits.float().mean().backward()
+    near = torch.cosine_similarity(found[0].flatten(), found[1].flatten(), dim=0)
+    assert float(near) > 0.995

@@ -142,18 +142,6 @@ def test_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form(torch.bfloat16, 264) is form(torch.bfloat16, 60) is form(torch.bfloat16, 64, 32) is None
 
 
-@pytest.mark.usefixtures("on_gpu")
-def test_autocast_decides_the_dtype() -> None:
-    """Rotary angles in float32 leave queries in it, and values not."""
-    query, value = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8).bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        form = form_of(query, query, value, None, True)
-        assert form
-        assert form.dtype == torch.bfloat16
-        bounds = torch.tensor([0, 3], dtype=torch.int32)
-        assert varlen.attend_rows(form, (query, query, value), bounds, 3).dtype == torch.bfloat16
-
-
 def form(dtype: torch.dtype = torch.bfloat16, causal: bool = True) -> Form:
     return Form(CPU, dtype, 4, 2, 16, None, causal)
 

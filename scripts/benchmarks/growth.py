@@ -12,7 +12,7 @@ from benchmarks.worker import Channel
 from benchmarks.workers import once
 
 SHAPE = Shape("llama", "completion", prompt=36, target=27, max_length=128)
-ROWS, TINY = (10_000, 60_000, 120_000, 240_000), (20, 50, 100, 200)
+ROWS, TINY = (10_000, 30_000, 120_000, 240_000), (20, 50, 100, 200)
 """The first are tokenised in memory, the others into a file: what grows is measured among those."""
 LINEAR, FLAT = Goal(most=1.1), Goal(most=64e6)
 
