@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.dropout import dropout
-from lorakit.kernels import on_cpu
+from lorakit.dropout import bits_tell, dropout
+from lorakit.kernels import on_cpu, stands_for_gpu
 from lorakit.packing import ATTENTION, Packing, packing_of, padding_shows
 from lorakit.row_attention import Rows, attend_each_length
 from lorakit.varlen import Form, attend_rows, form_of, proved
@@ -50,7 +50,7 @@ def mask(*, attention_mask: Tensor | None = None, **options: Any) -> Tensor | No
     """
     from transformers.masking_utils import sdpa_mask
 
-    shows = padding_shows()
+    shows = padding_shows(options.get("config"))
     if shows is False:
         attention_mask = None
     elif shows:
@@ -107,6 +107,8 @@ def _attend(
     query, key, value = given
     if products:
         return _products(module, query, key, value, mask, options)
+    if stands_for_gpu():  # whose fused kernels know dropout; the CPU's does not, and another keeps more
+        options = options | {"dropout": 0.0}
     return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
 
 
@@ -117,9 +119,12 @@ def _without_padding(
     causal, query = _is_causal(module, options), given[0]
     masks = packing.run_masks(mask, causal)
     dropout_p = options.get("dropout") or 0.0
-    alike = all(one.shape == query.shape for one in given) and all(one is None for one in masks)
+    alike = all(one.shape == query.shape and one.stride(-1) == 1 for one in given) and not any(
+        one is not None for one in masks
+    )
     narrow = query.dtype in (torch.bfloat16, torch.float16)  # of which probabilities are kept in float32, by SDPA
-    if alike and not _is_special(options) and not (narrow and dropout_p):
+    drops = not dropout_p or (bits_tell(dropout_p) and not narrow)
+    if alike and drops and not _is_special(options):
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
         how = Rows(packing.runs, causal, scaling, dropout_p)
         return attend_each_length(query, given[1], given[2], how)

@@ -34,6 +34,11 @@ def kept(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
     return (bits[:count] >= dropped - _ALL // 2).view(*shape), _ALL / (_ALL - dropped)
 
 
+def bits_tell(p: float) -> bool:
+    """Whether 16 bits tell a share from none and from all."""
+    return 0 < _share(p) < _ALL
+
+
 def _share(p: float) -> int:
     return round(p * _ALL)
 
@@ -57,7 +62,7 @@ class _Dropout(torch.autograd.Function):
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """`torch.nn.functional.dropout` in training, with the masks above on a CPU."""
-    if not on_cpu(x) or not 0 < _share(p) < _ALL:
+    if not on_cpu(x) or not bits_tell(p):
         return F.dropout(x, p)
     found: Tensor = _Dropout.apply(x, p)  # type: ignore[no-untyped-call]
     return found

@@ -24,6 +24,11 @@ def make_fast(model: Any, row: Architecture, packed: bool) -> None:
     quicken(model)
     if row.blocks and packed:
         every = list(blocks(model, row).values())
-        pack(model, every, causal=row.decoder and getattr(model.config, "is_causal", True) is not False)
+        pack(model, every, causal=row.decoder and _sees_no_later_token(model))
         if packing_in(model) and reads_first(model, row):
             shorten(every[-1], row)
+
+
+def _sees_no_later_token(model: Any) -> bool:
+    """Not of a decoder that was made an encoder: `is_causal: false`, or Gemma's `use_bidirectional_attention`."""
+    return all(getattr(of, "is_causal", True) is not False for of in (model.config, *model.modules()))

@@ -11,7 +11,12 @@ _as_on_gpu: ContextVar[bool] = ContextVar("as_on_gpu", default=False)
 
 def on_cpu(tensor: Tensor) -> bool:
     """Whether a tensor is a CPU's, and not one that stands for a GPU's."""
-    return tensor.device.type == "cpu" and not _as_on_gpu.get()
+    return tensor.device.type == "cpu" and not stands_for_gpu()
+
+
+def stands_for_gpu() -> bool:
+    """Whether a CPU's tensors stand for a GPU's."""
+    return _as_on_gpu.get()
 
 
 @contextmanager

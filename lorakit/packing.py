@@ -26,15 +26,20 @@ _STEP = 8
 and on a CPU in 16 bits each shape is compiled anew."""
 
 
-_padding_shows: ContextVar[bool | None] = ContextVar("padding_shows", default=None)
+_padding_shows: ContextVar[tuple[Any, bool] | None] = ContextVar("padding_shows", default=None)
+"""Of the model with a config."""
 
 
-def padding_shows() -> bool | None:
-    """Whether real tokens would see padding if there were no mask, in the forward pass that is going on.
+def padding_shows(config: Any) -> bool | None:
+    """Whether real tokens would see padding if there were no mask, in the forward pass of a model that is going on.
 
     They would not where there is none, or where it is behind them and no token sees a later one. None: nobody counted.
+
+    Args:
+        config: The model's: another one's forward pass may be going on around this one.
     """
-    return _padding_shows.get()
+    known = _padding_shows.get()
+    return known[1] if known is not None and known[0] is config else None
 
 
 class _Gather(torch.autograd.Function):
@@ -100,11 +105,12 @@ class Packing:
     It knows no module: a model whose parts know it is to be freed when its last user lets it go.
 
     Args:
+        config: The model's.
         causal: Whether no token sees a later one.
     """
 
-    def __init__(self, causal: bool) -> None:
-        self._causal = causal
+    def __init__(self, config: Any, causal: bool) -> None:
+        self._config, self._causal = config, causal
         self._told: list[int] | None = None
         self._places: Tensor | None = None
         self._shape = (0, 0)
@@ -139,7 +145,7 @@ class Packing:
         if watched or inputs.get("past_key_values") is not None or not isinstance(mask, Tensor) or mask.ndim != 2:
             return
         lengths, places, behind = self._real(mask)
-        _padding_shows.set(len(places) < mask.numel() and not (self._causal and behind))
+        _padding_shows.set((self._config, len(places) < mask.numel() and not (self._causal and behind)))
         if not 0 < len(places) < mask.numel():
             return
         self._places, self._shape = send(places, mask.device), (mask.shape[0], mask.shape[1])
@@ -272,7 +278,7 @@ def pack(model: Any, blocks: Sequence[nn.Module], causal: bool) -> None:
     """
     if model.config._attn_implementation != ATTENTION:
         return
-    packing = Packing(causal)
+    packing = Packing(model.config, causal)
     model.register_forward_pre_hook(packing.begin, with_kwargs=True)
     model.register_forward_hook(packing.after, always_call=True)
     blocks[0].register_forward_pre_hook(packing.enter)

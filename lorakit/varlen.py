@@ -104,6 +104,8 @@ def _prove(form: Form) -> bool:
     bounds = torch.tensor(np.cumsum([0, *_LENGTHS], dtype=np.int32), device=form.device)
     try:
         found = _passes(lambda *parts: attend_rows(form, parts, bounds, max(_LENGTHS)), given)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernel
     except (ImportError, RuntimeError, TypeError, ValueError):
         return False  # no such kernel in this version, or on this GPU
     expected = _passes(partial(_row_by_row, form), [one.float() for one in given])

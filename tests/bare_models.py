@@ -12,10 +12,11 @@ from lorakit.surgery import freeze
 VOCABULARY = 40
 
 
-def bare_model(model_type: str, kind: str = "classification", device: str = "cpu") -> Any:
+def bare_model(model_type: str, kind: str = "classification", device: str = "cpu", **more: Any) -> Any:
     """A model of a known architecture, in eval mode; always the same weights."""
     some = {"vocab_size": VOCABULARY, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "num_labels": 3}
-    config = AutoConfig.for_model(model_type, **{**ARCHITECTURES[model_type].tiny, **some}, initializer_range=0.1)
+    fields = {**ARCHITECTURES[model_type].tiny, **some, "initializer_range": 0.1, **more}
+    config = AutoConfig.for_model(model_type, **fields)
     torch.manual_seed(0)
     with torch.device(device):
         auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM

@@ -189,10 +189,32 @@ def test_what_is_known_of_a_batch_ends_with_its_forward_pass() -> None:
     own = bare_model("llama", "generation")
     make_fast(own, ARCHITECTURES["llama"], packed=True)
     own(**padded(decoder=True))
-    assert padding_shows() is None
+    assert padding_shows(own.config) is None
     with pytest.raises(IndexError):
         own(**padded(decoder=True) | {"input_ids": torch.full((3, 9), 10**6)})
-    assert padding_shows() is None
+    assert padding_shows(own.config) is None
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("model_type", ["gemma", "gemma3_text"])
+def test_gemma_that_sees_later_tokens_keeps_its_masks(model_type: str) -> None:
+    plain = bare_model(model_type, "generation", use_bidirectional_attention=True)
+    own = copy.deepcopy(plain)
+    make_fast(own, ARCHITECTURES[model_type], packed=True)
+    inputs = padded(decoder=True)
+    real = inputs["attention_mask"] == 1
+    torch.testing.assert_close(own(**inputs).logits[real], plain(**inputs).logits[real])
+
+
+def test_a_model_within_another_s_forward_pass() -> None:
+    """What is known of the outer one's batch says nothing of the inner one's."""
+    outer, inner = bare_model("llama", "generation"), bare_model("bert", "classification")
+    make_fast(outer, ARCHITECTURES["llama"], packed=True)
+    install(inner)
+    expected, found = inner(**padded(False)).logits, []
+    outer.model.layers[0].register_forward_pre_hook(lambda *_: found.append(inner(**padded(False)).logits))
+    outer(**padded(True))
+    torch.testing.assert_close(found[0], expected)
 
 
 @pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - OWN))

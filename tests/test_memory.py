@@ -263,3 +263,14 @@ def test_a_simulation_is_freed(tiny: Tiny, tmp_path: Path) -> None:
     del found
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_a_gpu_s_checkpointed_blocks_with_dropout(tiny: Tiny, tmp_path: Path, model_type: str, precision: str) -> None:
+    """Blocks computed again go the ways that they went before."""
+    kind = "completion" if model_type == "gpt2" else "classification"
+    recipe = small_recipe(tmp_path, tiny(model_type), kind, train={"gradient_checkpointing": True})
+    found, _ = simulation(recipe, precision, on_cuda=True)
+    assert found.train(Shape(4, 16, 8, padding=20), accumulating=False)
+    assert found.train(Shape(4, 16, 8), accumulating=False)
