@@ -100,7 +100,7 @@ def peft_losses(recipe: Recipe, backwards: bool = False) -> list[float]:
         rows = rows[::-1] if backwards else rows
         batch = collate([data.encoded.items[i] for i in rows], prepared.tokenizer.pad_token_id)
         loss = _loss(recipe, model, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if settings.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(named.values(), settings.max_grad_norm)
         optimizer.step()
