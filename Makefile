@@ -18,7 +18,7 @@ help:
 	@echo "make test-fuzz  10,000 mutated files of each kind (FUZZ; about 15 min on 2 cores)"
 	@echo "make check     format, lint, types"
 	@echo "make parity    per-step loss and scores beside PEFT (needs ../shared/data)"
-	@echo "make bench     speed and memory beside PEFT, on this machine (needs ../shared/data; 10 min on 2 quiet cores, 15 without bfloat16)"
+	@echo "make bench     speed and memory beside PEFT, on this machine (needs ../shared/data; 10 min on 2 quiet cores)"
 
 install: $(VENV)/installed
 

@@ -1,6 +1,6 @@
 """lorakit beside PEFT on real rows: the same loss at every step, and the same scores over seeds.
 
-    make parity                                  # all of it, about 20 minutes on 2 cores
+    make parity                                  # all of it, about 25 minutes on 2 cores
     python scripts/parity.py losses --tasks stsb # one part
 
 `losses`: same initial tensors, same rows in the same order, dropout off, float32: PEFT in a plain PyTorch loop against
