@@ -1,8 +1,9 @@
 """Dropout on a CPU with masks that cost little.
 
 PyTorch draws a number for each element by itself: 6 ns each, which was a quarter of a MiniLM step with the dropout that
-BERT was trained with. Here 16 random bits decide on an element, drawn 64 at a time: masks take a fifth of the time, and
-a step 0.85 of it. The share that is dropped is the nearest multiple of 2^-16, and what stays is scaled for just that.
+BERT was trained with. Here 16 random bits decide on an element, drawn 64 at a time, in a fifth of the time. A step
+takes 0.95 of it, and with attention's masks (`row_attention`) 0.87 (stsb) and 0.81 (mrpc). The share that is dropped is
+the nearest multiple of 2^-16, and what stays is scaled for just that.
 """
 
 import math

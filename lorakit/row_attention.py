@@ -1,7 +1,7 @@
 """Attention of packed rows on a CPU: a kernel for the rows of each length, without filling up and without a mask.
 
 Rows are cut out of the packed one, and what is found is written where it belongs: autograd, left to do that, needs 40
-small operations for each length. A step of short rows (stsb) takes 0.95 of the time, with dropout 0.75.
+small operations for each length. A step (stsb, mrpc) takes 0.97 of the time, with dropout 0.92 and 0.87.
 """
 
 from collections.abc import Iterator, Sequence

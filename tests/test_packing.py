@@ -53,6 +53,17 @@ def found(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return kept.detach(), caught[0].grad
 
 
+def checkpoint(model: Any) -> None:
+    """Compute blocks again in the backward pass, which transformers does in training alone; without dropout."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):  # OPT's is no module
+            module.dropout = 0.0
+    checkpoint_gradients(model)
+
+
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of what is packed."""
     shapes: list[tuple[int, ...]] = []
@@ -74,13 +85,7 @@ def test_packed_models_find_the_same(monkeypatch: pytest.MonkeyPatch, model_type
     inputs = padded(ARCHITECTURES[model_type].decoder)
     if checkpointing:
         for model in (plain, own):
-            model.train()
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
-                elif isinstance(getattr(module, "dropout", None), float):  # OPT's is no module
-                    module.dropout = 0.0
-            checkpoint_gradients(model)
+            checkpoint(model)
     loose = {"rtol": 1e-3, "atol": 1e-4} if model_type in EXPERTS else {"rtol": 1e-9, "atol": 1e-10}
     for mine, theirs in zip(found(own, inputs), found(plain, inputs), strict=True):
         torch.testing.assert_close(mine, theirs, **loose)

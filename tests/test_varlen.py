@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_attention import OWN, padded
-from test_packing import EXPERTS, found, models
+from test_packing import EXPERTS, checkpoint, found, models
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen as torchs
@@ -16,7 +16,6 @@ from torch.nn.attention import varlen as torchs
 from lorakit import attention, varlen
 from lorakit.arch import ARCHITECTURES
 from lorakit.kernels import as_on_gpu
-from lorakit.memory import checkpoint_gradients
 from lorakit.packing import packing_in
 from lorakit.varlen import Form, form_of, proved
 
@@ -91,13 +90,7 @@ def test_decoders_find_the_same(monkeypatch: pytest.MonkeyPatch, model_type: str
     inputs["attention_mask"][2, 2] = 1  # 9, 5 and 3 real tokens: a packed row of 24 ends with seven zeros
     if checkpointing:
         for model in (plain, own):
-            model.train()
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
-                elif isinstance(getattr(module, "dropout", None), float):
-                    module.dropout = 0.0
-            checkpoint_gradients(model)
+            checkpoint(model)
     loose = {"rtol": 1e-3, "atol": 1e-4} if model_type in EXPERTS else {"rtol": 1e-9, "atol": 1e-10}
     for mine, theirs in zip(found(own, inputs), found(plain, inputs), strict=True):
         torch.testing.assert_close(mine, theirs, **loose)
