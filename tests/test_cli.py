@@ -475,3 +475,18 @@ def test_smoke_leaves_nothing_behind(cli: Cli, tmp_path: Path, tiny: Tiny, monke
     assert code == 0, err
     assert "smoke: small: trained 2 steps" in out
     assert {path.name for path in tmp_path.iterdir()} == {"d"}
+
+
+@pytest.mark.parametrize(
+    ("processes", "arguments", "code"), [(1, "--version", 0), (2, "--version", 0), (2, "nonsense", 2)]
+)
+def test_one_of_several_processes_ends_at_once(processes: int, arguments: str, code: int) -> None:
+    """All is printed, and nothing of the interpreter is taken apart: torch's threads may outlive it."""
+    program = f"import atexit, sys; atexit.register(print, 'late'); sys.argv = ['lorakit', '{arguments}']; "
+    done = subprocess.run(
+        [sys.executable, "-c", program + "from lorakit.cli import main; main()"],
+        env={**os.environ, "WORLD_SIZE": str(processes)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stdout or done.stderr
+    assert ("late" in done.stdout) is (processes == 1)

@@ -16,7 +16,7 @@ from lorakit import __version__
 from lorakit.cli.shared import app
 from lorakit.console import print_errors
 from lorakit.errors import LorakitError
-from lorakit.launch import be_worker, report
+from lorakit.launch import be_worker, end_at_once, launched, report
 
 # Each adds its commands to the application, and `--help` lists them in this order.
 # isort: off
@@ -75,7 +75,15 @@ def _exit_code(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit 0, 1 (the run failed), 2 (the recipe or an argument is wrong), or 128 + signal."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as end:
+        if arguments is None and launched():
+            end_at_once(end.code)
+        raise
+
+
+def _run(given: list[str]) -> None:
     debug = "--debug" in given
     be_worker()
     try:
