@@ -119,12 +119,10 @@ def _without_padding(
     causal, query = _is_causal(module, options), given[0]
     masks = packing.run_masks(mask, causal)
     dropout_p = options.get("dropout") or 0.0
-    alike = all(one.shape == query.shape and one.stride(-1) == 1 for one in given) and not any(
-        one is not None for one in masks
-    )
+    alike = all(one.shape == query.shape and one.stride(-1) == 1 for one in given)
     narrow = query.dtype in (torch.bfloat16, torch.float16)  # of which probabilities are kept in float32, by SDPA
     drops = not dropout_p or (bits_tell(dropout_p) and not narrow)
-    if alike and drops and not _is_special(options):
+    if alike and drops and all(one is None for one in masks) and not _is_special(options):
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
         how = Rows(packing.runs, causal, scaling, dropout_p)
         return attend_each_length(query, given[1], given[2], how)

@@ -53,6 +53,13 @@ def found(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return kept.detach(), caught[0].grad
 
 
+def assert_same(model_type: str, own: Any, plain: Any, inputs: dict[str, Tensor]) -> None:
+    """Two models of a type find the same."""
+    loose = {"rtol": 1e-3, "atol": 1e-4} if model_type in EXPERTS else {"rtol": 1e-9, "atol": 1e-10}
+    for mine, theirs in zip(found(own, inputs), found(plain, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, **loose)
+
+
 def checkpoint(model: Any) -> None:
     """Compute blocks again in the backward pass, which transformers does in training alone; without dropout."""
     model.train()
@@ -86,9 +93,7 @@ def test_packed_models_find_the_same(monkeypatch: pytest.MonkeyPatch, model_type
     if checkpointing:
         for model in (plain, own):
             checkpoint(model)
-    loose = {"rtol": 1e-3, "atol": 1e-4} if model_type in EXPERTS else {"rtol": 1e-9, "atol": 1e-10}
-    for mine, theirs in zip(found(own, inputs), found(plain, inputs), strict=True):
-        torch.testing.assert_close(mine, theirs, **loose)
+    assert_same(model_type, own, plain, inputs)
     assert shapes
 
 

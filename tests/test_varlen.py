@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_attention import OWN, padded
-from test_packing import EXPERTS, checkpoint, found, models
+from test_packing import assert_same, checkpoint, found, models
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen as torchs
@@ -91,9 +91,7 @@ def test_decoders_find_the_same(monkeypatch: pytest.MonkeyPatch, model_type: str
     if checkpointing:
         for model in (plain, own):
             checkpoint(model)
-    loose = {"rtol": 1e-3, "atol": 1e-4} if model_type in EXPERTS else {"rtol": 1e-9, "atol": 1e-10}
-    for mine, theirs in zip(found(own, inputs), found(plain, inputs), strict=True):
-        torch.testing.assert_close(mine, theirs, **loose)
+    assert_same(model_type, own, plain, inputs)
     assert set(calls) == {(4, 9)}
 
 
